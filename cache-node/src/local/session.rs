@@ -1,0 +1,237 @@
+//! One connection of the local socket. Leases belong to it and end with it.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use forebay_catalog::ObjectId;
+use forebay_protocol::fdsocket::FdSocket;
+use forebay_protocol::local::{
+    Close, Closed, Ensure, Ensured as EnsuredAnswer, Failed, FailureKind, Open, Opened, Request, Response, Served,
+    request::Call, response::Result as Answer,
+};
+use futures::{StreamExt, stream};
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::readahead::ReadAhead;
+use crate::dataset::{CatalogObject, Dataset};
+use crate::engine::Engine;
+use crate::fetch::{Ensured, FetchError};
+use crate::metrics::Origin;
+use crate::node::Shared;
+use crate::store::Lease;
+use crate::units::ByteRange;
+
+/// Requests of one connection that are worked on at once; more wait in the socket.
+const CONCURRENT: usize = 1024;
+
+/// Chunks of one request that are fetched at once.
+const CHUNKS_AT_ONCE: usize = 8;
+
+struct Session {
+    socket: FdSocket,
+    shared: Arc<Shared>,
+    leases: Mutex<HashMap<u64, Arc<OpenObject>>>,
+    next_lease: AtomicU64,
+    debts: Mutex<Debts>,
+}
+
+/// One open object.
+struct OpenObject {
+    lease: Lease,
+    dataset_uid: String,
+    id: ObjectId,
+    read_ahead: ReadAhead,
+}
+
+/// Serves a connection until the other end closes it.
+pub(super) async fn run(socket: FdSocket, shared: Arc<Shared>) -> io::Result<()> {
+    let session = Arc::new(Session {
+        socket,
+        shared,
+        leases: Mutex::default(),
+        next_lease: AtomicU64::new(1),
+        debts: Mutex::default(),
+    });
+    let turns = Arc::new(Semaphore::new(CONCURRENT));
+    let mut tasks = JoinSet::new();
+    loop {
+        let turn = Arc::clone(&turns).acquire_owned().await.map_err(io::Error::other)?;
+        let Some((request, _)) = session.socket.receive::<Request>().await? else { return Ok(()) };
+        while tasks.try_join_next().is_some() {}
+        let session = Arc::clone(&session);
+        tasks.spawn(async move {
+            session.answer(request).await;
+            drop(turn);
+        });
+    }
+}
+
+impl Session {
+    async fn answer(&self, request: Request) {
+        let Request { id, call } = request;
+        let (answer, file) = match call {
+            Some(Call::Open(open)) => match self.open(open).await {
+                Ok((opened, file)) => (Answer::Opened(opened), Some(file)),
+                Err(failed) => (Answer::Failed(failed), None),
+            },
+            Some(Call::Ensure(ensure)) => {
+                (self.ensure(ensure).await.map_or_else(Answer::Failed, Answer::Ensured), None)
+            }
+            Some(Call::Close(Close { lease })) => {
+                self.close(lease);
+                (Answer::Closed(Closed {}), None)
+            }
+            Some(Call::Served(Served { dataset_uid, bytes })) => {
+                self.served(&dataset_uid, bytes);
+                (Answer::Closed(Closed {}), None)
+            }
+            None => {
+                (Answer::Failed(failed(FailureKind::Unspecified, "the request is empty or of a later version")), None)
+            }
+        };
+        if id == 0 {
+            return;
+        }
+        let fds: Vec<BorrowedFd<'_>> = file.iter().map(AsFd::as_fd).collect();
+        if let Err(error) = self.socket.send(&Response { id, result: Some(answer) }, &fds).await {
+            tracing::debug!(%error, "a local client does not take its answer");
+        }
+    }
+
+    fn close(&self, lease: u64) {
+        let mut leases = self.leases.lock();
+        if let Some(closed) = leases.remove(&lease)
+            && !leases.values().any(|open| open.dataset_uid == closed.dataset_uid)
+        {
+            self.debts.lock().forgive(&closed.dataset_uid);
+        }
+    }
+
+    async fn open(&self, open: Open) -> Result<(Opened, std::fs::File), Failed> {
+        let id: [u8; 16] = open
+            .object_id
+            .as_slice()
+            .try_into()
+            .map_err(|_| failed(FailureKind::NotFound, "an object id has 16 bytes"))?;
+        let id = ObjectId::from_bytes(id);
+        let engine = self.shared.engine().ok_or_else(closed)?;
+        let (_, object) = engine.object(&open.dataset_uid, &id).map_err(|error| fetch_failed(&error))?;
+        let opened = engine.store().open_object(&object.stored).await;
+        let opened = opened.map_err(|error| failed(FailureKind::Store, error.to_string()))?;
+        let lease = self.next_lease.fetch_add(1, Ordering::Relaxed);
+        let open =
+            OpenObject { lease: opened.lease, dataset_uid: open.dataset_uid, id, read_ahead: ReadAhead::default() };
+        self.leases.lock().insert(lease, Arc::new(open));
+        Ok((Opened { lease, size: object.stored.size, complete: opened.complete }, opened.file))
+    }
+
+    async fn ensure(&self, ensure: Ensure) -> Result<EnsuredAnswer, Failed> {
+        let open = self.leases.lock().get(&ensure.lease).cloned();
+        let open = open.filter(|open| open.lease.is_valid());
+        let open =
+            open.ok_or_else(|| failed(FailureKind::BadLease, "there is no such lease (any more); open again"))?;
+        let engine = self.shared.engine().ok_or_else(closed)?;
+        let (dataset, object) = engine.object(&open.dataset_uid, &open.id).map_err(|error| fetch_failed(&error))?;
+        let range = ByteRange { offset: ensure.offset, length: ensure.length }.within(object.stored.size);
+        self.make_present(&engine, &dataset, &object, &open, range).await.map_err(|error| fetch_failed(&error))?;
+        if !open.lease.is_valid() {
+            return Err(failed(FailureKind::BadLease, "the object was found damaged meanwhile; open again"));
+        }
+        let complete = engine.store().is_complete(&open.id);
+        let present = if complete {
+            ByteRange { offset: 0, length: object.stored.size }
+        } else {
+            engine.present_around(&object, range)
+        };
+        Ok(EnsuredAnswer { offset: present.offset, length: present.length, complete })
+    }
+
+    /// Makes the chunks of a range present and counts what the reader gets; begins to fetch what it will want next.
+    async fn make_present(
+        &self,
+        engine: &Arc<Engine>,
+        dataset: &Arc<Dataset>,
+        object: &CatalogObject,
+        open: &Arc<OpenObject>,
+        range: ByteRange,
+    ) -> Result<(), FetchError> {
+        for chunk in open.read_ahead.observe(range, object.stored.size) {
+            if !engine.store().has(&open.id, chunk) {
+                let (engine, dataset, object, open) =
+                    (Arc::clone(engine), Arc::clone(dataset), object.clone(), Arc::clone(open));
+                tokio::spawn(async move {
+                    // A failure is the reader's to see, when it gets there.
+                    if let Ok(Ensured::Fetched(fetched)) = engine.ensure_for_reader(&dataset, &object, chunk).await {
+                        open.read_ahead.fetched(chunk, fetched.was_cached, fetched.origin);
+                    }
+                });
+            }
+        }
+        let mut chunks = stream::iter(range.chunks())
+            .map(|chunk| async move { (chunk, engine.ensure_for_reader(dataset, object, chunk).await) })
+            .buffer_unordered(CHUNKS_AT_ONCE);
+        while let Some((chunk, ensured)) = chunks.next().await {
+            let (hit, origin) = match ensured? {
+                Ensured::Present => open.read_ahead.take(chunk).unwrap_or((true, Origin::Local)),
+                Ensured::Fetched(fetched) => (fetched.was_cached, fetched.origin),
+            };
+            let of_chunk = chunk.range(object.stored.size);
+            let wanted = range.end().min(of_chunk.end()) - range.offset.max(of_chunk.offset);
+            dataset.counters.add_request(wanted, if hit { wanted } else { 0 });
+            dataset.count_served(origin, wanted);
+            if !hit {
+                self.debts.lock().owe(dataset.uid(), of_chunk.length - wanted);
+            }
+        }
+        Ok(())
+    }
+
+    fn served(&self, dataset_uid: &str, bytes: u64) {
+        if let Some(dataset) = self.shared.engine().and_then(|engine| engine.dataset(dataset_uid)) {
+            let missed = self.debts.lock().pay(dataset_uid, bytes);
+            dataset.counters.add_request(bytes, bytes - missed);
+            dataset.count_served(Origin::Local, bytes);
+        }
+    }
+}
+
+/// By dataset, bytes that were fetched because a reader wanted others of the same chunk. When it reads on, the daemon finds them present and
+/// tells so, but they were on no cache node before the reader came: no hits.
+#[derive(Debug, Default)]
+struct Debts(HashMap<String, u64>);
+
+impl Debts {
+    fn owe(&mut self, uid: &str, bytes: u64) {
+        *self.0.entry(uid.to_owned()).or_default() += bytes;
+    }
+
+    /// How many of these bytes are no hits.
+    fn pay(&mut self, uid: &str, bytes: u64) -> u64 {
+        let Some(debt) = self.0.get_mut(uid) else { return 0 };
+        let paid = bytes.min(*debt);
+        *debt -= paid;
+        paid
+    }
+
+    /// No file of the dataset is open: the rest will not be read, or is a hit by now.
+    fn forgive(&mut self, uid: &str) {
+        self.0.remove(uid);
+    }
+}
+
+fn failed(kind: FailureKind, message: impl Into<String>) -> Failed {
+    Failed { kind: kind.into(), message: message.into() }
+}
+
+fn fetch_failed(error: &FetchError) -> Failed {
+    failed(error.to_local(), error.to_string())
+}
+
+fn closed() -> Failed {
+    failed(FailureKind::Store, "the node's cache is closed")
+}

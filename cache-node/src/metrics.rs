@@ -1,0 +1,168 @@
+//! The Prometheus metrics of a node. Names are an interface; `architecture.md` lists them.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use parking_lot::Mutex;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+type Labels = Vec<(&'static str, String)>;
+type PlainCounter = prometheus_client::metrics::counter::Counter<u64>;
+
+/// Where a reader's bytes were found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// On this node.
+    Local,
+    /// On a peer, or fetched by it.
+    Peer,
+    /// In the source.
+    Source,
+}
+
+impl Origin {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Peer => "peer",
+            Self::Source => "source",
+        }
+    }
+}
+
+/// A counter with its labels chosen.
+#[derive(Clone, Debug)]
+pub struct Counter(PlainCounter);
+
+impl Counter {
+    /// Counts `n` more.
+    pub fn add(&self, n: u64) {
+        self.0.inc_by(n);
+    }
+}
+
+/// All metrics of a node.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Mutex<Registry>,
+    source_read_bytes: Family<Labels, PlainCounter>,
+    read_bytes: Family<Labels, PlainCounter>,
+    cached_bytes: Family<Labels, Gauge<u64, AtomicU64>>,
+    source_failovers: PlainCounter,
+    verification_failures: PlainCounter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        // The library puts `_total` behind the names of counters.
+        let mut registry = Registry::with_prefix("forebay");
+        let source_read_bytes = Family::default();
+        registry.register("source_read_bytes", "Bytes read from sources", source_read_bytes.clone());
+        let read_bytes = Family::default();
+        registry.register(
+            "read_bytes",
+            "Bytes that readers on this machine asked for, by where they were found",
+            read_bytes.clone(),
+        );
+        let cached_bytes = Family::default();
+        registry.register("cached_bytes", "Bytes of a dataset that this node holds", cached_bytes.clone());
+        let source_failovers = PlainCounter::default();
+        registry.register(
+            "source_failovers",
+            "Switches from one source of a mount to another",
+            source_failovers.clone(),
+        );
+        let verification_failures = PlainCounter::default();
+        registry.register(
+            "verification_failures",
+            "Chunks that were not what they should be, and were fetched again",
+            verification_failures.clone(),
+        );
+        Self {
+            registry: Mutex::new(registry),
+            source_read_bytes,
+            read_bytes,
+            cached_bytes,
+            source_failovers,
+            verification_failures,
+        }
+    }
+}
+
+impl Metrics {
+    /// A new set, all zero.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Bytes read from `source` over `link` (empty: none named).
+    pub fn source_read_bytes(&self, source: &str, link: &str) -> Counter {
+        let labels = vec![("source", source.to_owned()), ("link", link.to_owned())];
+        Counter(self.source_read_bytes.get_or_create_owned(&labels))
+    }
+
+    /// Bytes that readers of `dataset` asked for and that were found at `origin`.
+    pub fn read_bytes(&self, dataset: &str, origin: Origin) -> Counter {
+        let labels = vec![("dataset", dataset.to_owned()), ("origin", origin.label().to_owned())];
+        Counter(self.read_bytes.get_or_create_owned(&labels))
+    }
+
+    /// Reads of a mount have moved to another of its sources.
+    pub fn count_source_failover(&self) {
+        self.source_failovers.inc();
+    }
+
+    /// A chunk was not what it should be.
+    pub fn count_verification_failure(&self) {
+        self.verification_failures.inc();
+    }
+
+    /// How many bytes of `dataset` this node holds.
+    pub fn set_cached_bytes(&self, dataset: &str, bytes: u64) {
+        self.cached_bytes.get_or_create(&vec![("dataset", dataset.to_owned())]).set(bytes);
+    }
+
+    /// A dataset that is gone has no metrics.
+    pub fn forget_dataset(&self, dataset: &str) {
+        self.cached_bytes.remove(&vec![("dataset", dataset.to_owned())]);
+        for origin in [Origin::Local, Origin::Peer, Origin::Source] {
+            self.read_bytes.remove(&vec![("dataset", dataset.to_owned()), ("origin", origin.label().to_owned())]);
+        }
+    }
+
+    /// The text that Prometheus scrapes.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        if let Err(error) = encode(&mut text, &self.registry.lock()) {
+            tracing::error!(%error, "writing the metrics failed");
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_come_out_exactly_as_promised() {
+        let metrics = Metrics::default();
+        metrics.source_read_bytes("s3://b/p", "").add(5);
+        metrics.read_bytes("ns/d", Origin::Peer).add(7);
+        metrics.set_cached_bytes("ns/d", 9);
+        metrics.count_verification_failure();
+        let text = metrics.render();
+        for line in [
+            "forebay_source_read_bytes_total{source=\"s3://b/p\",link=\"\"} 5",
+            "forebay_read_bytes_total{dataset=\"ns/d\",origin=\"peer\"} 7",
+            "forebay_cached_bytes{dataset=\"ns/d\"} 9",
+            "forebay_source_failovers_total 0",
+            "forebay_verification_failures_total 1",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Making room: keeps the store below its capacity, and each dataset below its own. Above the high watermark objects are evicted until the
+//! low one is reached; a write waits only when there is no room at all.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use forebay_catalog::ObjectId;
+
+use super::commit::Op;
+use super::eviction::Standing;
+use super::record::DatasetSlot;
+use super::slot::Slots;
+use super::usage::Reservation;
+use super::{Store, StoreError};
+
+/// Eviction begins above this share of the capacity, in percent, ...
+const HIGH: u64 = 95;
+/// ... and ends below this one.
+const LOW: u64 = 90;
+
+/// How long a write waits for room.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+impl Store {
+    /// Changes the capacity; takes effect with the next write.
+    pub fn set_capacity(&self, capacity: u64) {
+        self.capacity.store(capacity, Ordering::Relaxed);
+        self.evict_to_watermark(0);
+    }
+
+    /// Room for so many bytes more, if there is any without evicting something.
+    pub fn reserve(&self, dataset: DatasetSlot, bytes: u64) -> Option<Reservation> {
+        let dataset_limit = percent(self.usage.limit(dataset), HIGH);
+        self.usage.reserve(dataset, bytes, percent(self.capacity(), HIGH), dataset_limit)
+    }
+
+    /// How many bytes a dataset's objects may take on this node; takes effect with the next write.
+    pub fn set_dataset_limit(&self, dataset: DatasetSlot, limit: Option<u64>) {
+        self.usage.set_limit(dataset, limit);
+        self.evict_to_limit(dataset, 0);
+    }
+
+    /// Hands every object of `from` to the dataset that `heir` names, or evicts it when it names none. Those in use are left for the next call;
+    /// false if there were any.
+    pub fn bequeath(&self, from: DatasetSlot, heir: impl Fn(&ObjectId) -> Option<DatasetSlot>) -> bool {
+        let mut orphans = Vec::new();
+        for mut shard in self.slots.shards() {
+            for (id, slot) in shard.iter_mut().filter(|(_, slot)| slot.dataset == from) {
+                match heir(id) {
+                    Some(heir) => {
+                        if !slot.evicting {
+                            self.usage.sub(from, slot.bytes(), false);
+                            self.usage.add(heir, slot.bytes());
+                            slot.dataset = heir;
+                        }
+                    }
+                    None => orphans.push(*id),
+                }
+            }
+        }
+        let all = orphans.len();
+        orphans.into_iter().filter(|id| self.mark(id)).count() == all
+    }
+
+    pub(super) async fn make_room(self: &Arc<Self>, dataset: DatasetSlot, bytes: u64) -> Result<(), StoreError> {
+        self.evict_to_limit(dataset, bytes);
+        self.evict_to_watermark(bytes);
+        let waited = tokio::time::timeout(PATIENCE, async {
+            loop {
+                let changed = self.changed.notified();
+                tokio::pin!(changed);
+                changed.as_mut().enable();
+                if self.used_bytes() + bytes <= self.capacity() {
+                    return;
+                }
+                self.evict_to_watermark(bytes);
+                // What is in use may be let go at any time, which nobody tells: look again soon.
+                let _ = tokio::time::timeout(Duration::from_millis(100), changed).await;
+            }
+        });
+        waited.await.map_err(|_| StoreError::Full { used: self.used_bytes(), capacity: self.capacity() })
+    }
+
+    fn evict_to_watermark(&self, incoming: u64) {
+        let (used, capacity) = (self.usage.remaining() + incoming, self.capacity());
+        if used > percent(capacity, HIGH) {
+            self.evict(used - percent(capacity, LOW), None);
+        }
+    }
+
+    fn evict_to_limit(&self, dataset: DatasetSlot, incoming: u64) {
+        let (used, limit) = (self.usage.remaining_of(dataset).saturating_add(incoming), self.usage.limit(dataset));
+        if used > percent(limit, HIGH) {
+            self.evict(used - percent(limit, LOW), Some(dataset));
+        }
+    }
+
+    fn evict(&self, need: u64, only: Option<DatasetSlot>) {
+        let victims = {
+            let mut clock = self.clock.lock();
+            clock.plan(need, |id| standing(&self.slots, id, only))
+        };
+        for id in victims {
+            if !self.mark(&id) {
+                // In use since the plan was made: back into the order.
+                self.clock.lock().insert(id);
+            }
+        }
+    }
+
+    /// Marks an object as evicting and has it unlinked; false when it is in use.
+    fn mark(&self, id: &ObjectId) -> bool {
+        let mut shard = self.slots.lock(id);
+        let Some(slot) = shard.get_mut(id) else { return true };
+        if slot.evicting {
+            return true;
+        }
+        if slot.pins > 0 {
+            return false;
+        }
+        slot.evicting = true;
+        self.usage.mark(slot.dataset, slot.bytes());
+        // A store that is closing evicts nothing.
+        self.send(Op::Evict { id: *id, generation: slot.generation }).is_ok()
+    }
+}
+
+fn standing(slots: &Slots, id: &ObjectId, only: Option<DatasetSlot>) -> Standing {
+    let mut shard = slots.lock(id);
+    let Some(slot) = shard.get_mut(id) else { return Standing::Gone };
+    if slot.evicting {
+        // Its bytes are as good as free.
+        return Standing::Gone;
+    }
+    if slot.pins > 0 || only.is_some_and(|only| slot.dataset != only) {
+        return Standing::Stays;
+    }
+    if std::mem::take(&mut slot.visited) {
+        return Standing::Stays;
+    }
+    Standing::Goes(slot.bytes())
+}
+
+fn percent(bytes: u64, percent: u64) -> u64 {
+    bytes / 100 * percent + bytes % 100 * percent / 100
+}

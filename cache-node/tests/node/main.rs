@@ -1,0 +1,11 @@
+//! The cache node's behaviour through its public faces, against real servers and with real processes. One binary, since linking is what takes
+//! the time.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod cluster;
+mod common;
+mod lifecycle;
+mod local;
+mod problems;
+mod sources;
+mod tls;

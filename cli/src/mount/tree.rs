@@ -1,0 +1,135 @@
+//! The mounted tree: object FUSE, served by this process, and catalog image at passing mount points in the cache folder, and the overlay of both
+//! where the user wants it. Then the passing ones are detached: the overlay holds what it is made of, so that one mount remains, and taking
+//! it away ends everything.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use forebay_catalog::ObjectTable;
+use forebay_csi::mount::{self, open_beneath};
+use forebay_fuse::{Registry, Server};
+use forebay_protocol::layout::{CATALOG_IMAGE, CATALOG_TABLE, CacheLayout};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::mount::UnmountFlags;
+
+use super::cache::CacheFolder;
+use crate::mounted::{self, Mounted};
+
+/// How long the kernel may take to let go of the session after the last mount of it is gone.
+const END_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A tree that is mounted and served.
+#[derive(Debug)]
+pub struct Tree {
+    /// The mount that users see.
+    pub mounted: Mounted,
+    server: Server,
+    registry: Registry,
+}
+
+impl Tree {
+    /// Mounts catalog `catalog_id` of a dataset at `target`.
+    pub async fn mount(
+        cache: &CacheFolder,
+        dataset_uid: &str,
+        catalog_id: &str,
+        target: &Path,
+    ) -> anyhow::Result<Self> {
+        let points = Points::make(cache)?;
+        let folder = CacheLayout::new(cache.root()).catalog(dataset_uid, catalog_id);
+        let table = folder.join(CATALOG_TABLE);
+        let table = ObjectTable::open(&table).with_context(|| table.display().to_string())?;
+        let registry = Registry::new();
+        registry.mount(dataset_uid, catalog_id, table, &cache.socket());
+        let objects = points.objects.clone();
+        let fuse = blocking(move || Ok(mount::fuse::mount(&objects)?)).await?;
+        let server = Server::start(fuse.session, registry.clone()).context("serving the object FUSE")?;
+        let (root, image, at) = (cache.root().to_owned(), folder.join(CATALOG_IMAGE), target.to_owned());
+        // While it mounts, the kernel asks the object FUSE, which this process serves.
+        blocking(move || mount_overlay(&root, &image, points, &at)).await?;
+        let mounted = Mounted { directory: target.to_owned(), pid: rustix::process::getpid() };
+        let tree = Self { mounted, server, registry };
+        if let Err(error) = tree.check_readable().await {
+            tree.mounted.detach()?;
+            return Err(error);
+        }
+        Ok(tree)
+    }
+
+    async fn check_readable(&self) -> anyhow::Result<()> {
+        let directory = self.mounted.directory.clone();
+        blocking(move || {
+            let mut entries =
+                std::fs::read_dir(&directory).with_context(|| format!("reading {}", directory.display()))?;
+            entries.next().transpose().with_context(|| format!("reading {}", directory.display())).map(drop)
+        })
+        .await
+    }
+
+    /// Waits until the mount is taken away, by whomever.
+    pub async fn ended(&self) {
+        self.server.ended().await;
+    }
+
+    /// Stops serving. False if the tree is still mounted somewhere.
+    pub async fn stop(self) -> bool {
+        let ended = tokio::time::timeout(END_PATIENCE, self.server.ended()).await.is_ok();
+        self.registry.report_served().await;
+        self.server.stop().await;
+        ended
+    }
+}
+
+/// The passing mount points; nothing is mounted there any more when this is dropped.
+#[derive(Debug)]
+struct Points {
+    objects: PathBuf,
+    catalog: PathBuf,
+}
+
+impl Points {
+    fn make(cache: &CacheFolder) -> anyhow::Result<Self> {
+        let folder = cache.mount_points();
+        let points = Self { objects: folder.join("objects"), catalog: folder.join("catalog") };
+        // Of a mount that was killed at the wrong moment.
+        points.detach();
+        for point in [&points.objects, &points.catalog] {
+            mount::make_mount_point(point)?;
+        }
+        Ok(points)
+    }
+
+    fn detach(&self) {
+        for point in [&self.objects, &self.catalog] {
+            // Until nothing is mounted there.
+            while rustix::mount::unmount(point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).is_ok() {}
+        }
+    }
+}
+
+impl Drop for Points {
+    fn drop(&mut self) {
+        self.detach();
+    }
+}
+
+fn mount_overlay(cache: &Path, image: &Path, points: Points, target: &Path) -> anyhow::Result<()> {
+    let image = open_beneath(cache, image, OFlags::RDONLY).with_context(|| format!("opening {}", image.display()))?;
+    mount::erofs::mount(image, &points.catalog)?;
+    let (catalog, rest) = (open_folder(&points.catalog)?, open_folder(&points.objects)?);
+    let complete = open_folder(&CacheLayout::new(cache).objects())?;
+    mount::overlay::mount(&mounted::source_name(), catalog, &[complete.as_fd(), rest.as_fd()], target)?;
+    drop(points);
+    Ok(())
+}
+
+fn open_folder(path: &Path) -> anyhow::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(CWD, path, flags, Mode::empty()).with_context(|| format!("opening {}", path.display()))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> anyhow::Result<T> + Send + 'static) -> anyhow::Result<T> {
+    tokio::task::spawn_blocking(work).await.context("a thread panicked")?
+}

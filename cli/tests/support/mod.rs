@@ -1,0 +1,139 @@
+//! What the mount tests share: a scratch folder whose mounts go away with it, an S3 server, the program, and sha256 of trees. All of it ends
+//! when it is dropped, also when a test fails.
+
+#![allow(dead_code)]
+
+pub mod program;
+pub mod s3;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use forebay_csi::mount::{kernel, mountinfo};
+use sha2::{Digest as _, Sha256};
+
+/// Whether the tests can run here; says why not.
+pub fn can_mount() -> bool {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: mounting needs root");
+        return false;
+    }
+    if let Err(missing) = kernel::check() {
+        eprintln!("skipped: {missing}");
+        return false;
+    }
+    if !s3::program().exists() {
+        eprintln!("skipped: {} is not there: `cargo xtask setup` builds it", s3::program().display());
+        return false;
+    }
+    true
+}
+
+/// A folder in memory or on disk. Mounts below it are taken away when it is dropped.
+pub struct Scratch(tempfile::TempDir);
+
+impl Scratch {
+    pub fn in_memory() -> Self {
+        Self(tempfile::Builder::new().prefix("forebay-cli-test-").tempdir_in("/dev/shm").unwrap())
+    }
+
+    pub fn on_disk() -> Self {
+        Self(tempfile::Builder::new().prefix("cli-test-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap())
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.0.path().canonicalize().unwrap()
+    }
+
+    pub fn folder(&self, name: &str) -> PathBuf {
+        let path = self.path().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    pub fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, content).unwrap();
+        path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        for mount in mounts_below(&self.path()).iter().rev() {
+            let flags = rustix::mount::UnmountFlags::DETACH | rustix::mount::UnmountFlags::NOFOLLOW;
+            let _ = rustix::mount::unmount(mount, flags);
+        }
+    }
+}
+
+/// Mount points at and below a folder, lower ones first.
+pub fn mounts_below(folder: &Path) -> Vec<PathBuf> {
+    let all = mountinfo::mounts().unwrap().into_iter().map(|mount| mount.mount_point);
+    all.filter(|path| path.starts_with(folder)).collect()
+}
+
+/// Loop devices whose backing file is below a folder.
+pub fn loop_devices_of(folder: &Path) -> Vec<PathBuf> {
+    let devices = std::fs::read_dir("/sys/block").unwrap().flatten().map(|entry| entry.path());
+    devices
+        .filter(|device| {
+            let backing = std::fs::read_to_string(device.join("loop/backing_file")).unwrap_or_default();
+            Path::new(backing.trim()).starts_with(folder)
+        })
+        .collect()
+}
+
+/// Waits for a condition.
+pub fn wait_for(what: &str, patience: Duration, condition: impl FnMut() -> bool) {
+    let mut condition = condition;
+    let since = Instant::now();
+    while !condition() {
+        assert!(since.elapsed() < patience, "{what}: not within {patience:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Bytes that are different in each file and place, from a seed.
+pub fn bytes(seed: u64, length: usize) -> Vec<u8> {
+    let words = (0..length.div_ceil(8) as u64).map(|word| {
+        let mixed = (word ^ (seed << 40)).wrapping_add(seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        mixed ^ (mixed >> 29)
+    });
+    let mut bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+    bytes.truncate(length);
+    bytes
+}
+
+/// sha256 of every file by its path below `root`; folders have none.
+pub fn digests(root: &Path) -> BTreeMap<PathBuf, Option<String>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.strip_prefix(root).unwrap().to_owned();
+            if path.is_dir() {
+                found.insert(name, None);
+                folders.push(path);
+            } else {
+                let mut file = std::fs::File::open(&path).unwrap();
+                let mut hasher = Sha256::new();
+                std::io::copy(&mut file, &mut hasher).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+                found.insert(name, Some(hex(&hasher.finalize())));
+            }
+        }
+    }
+    found
+}
+
+/// sha256 of content.
+pub fn digest(content: &[u8]) -> String {
+    hex(&Sha256::digest(content))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+}

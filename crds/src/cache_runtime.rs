@@ -1,0 +1,346 @@
+//! The CacheRuntime: a pool of cache nodes that many Datasets share.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+use crate::common::{LabelSelector, conditions_schema};
+use crate::duration::GoDuration;
+use crate::quantity::Quantity;
+
+/// Which nodes cache, on what storage, and for whom.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "forebay.dev",
+    version = "v1alpha1",
+    kind = "CacheRuntime",
+    namespaced,
+    status = "CacheRuntimeStatus",
+    derive = "PartialEq",
+    shortname = "fcr",
+    category = "forebay",
+    doc = "A CacheRuntime is a pool of cache nodes: disks of the cluster's own nodes that hold what Datasets show. Many Datasets in many namespaces can share one.",
+    printcolumn(name = "PHASE", type_ = "string", json_path = ".status.phase", description = "Summary of the conditions"),
+    printcolumn(name = "READY", type_ = "integer", json_path = ".status.nodes.ready", description = "Cache nodes that answer"),
+    printcolumn(name = "DESIRED", type_ = "integer", json_path = ".status.nodes.desired", description = "Cache nodes that there should be"),
+    printcolumn(name = "CAPACITY", type_ = "string", json_path = ".status.capacity", description = "What all cache nodes together can hold"),
+    printcolumn(name = "CACHED", type_ = "string", json_path = ".status.cached", description = "What they hold"),
+    printcolumn(name = "HIT RATE", type_ = "string", json_path = ".status.hitRatio", description = "Share of the read bytes that were cached before they were asked for, over the last hour"),
+    printcolumn(name = "DATASETS", type_ = "integer", json_path = ".status.datasets", description = "Datasets that are served"),
+    printcolumn(name = "AGE", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && self.metadata.name.size() <= 45")
+        .message("metadata.name must have at most 45 characters: small letters, digits and -, beginning with a letter; a Service and pods are named after it"),
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.storage == oldSelf.storage")
+        .message("spec.storage is immutable: create another CacheRuntime for other storage"),
+    validation = Rule::new("self.storage.size() == 1")
+        .message("spec.storage: more than one tier is not supported yet: give exactly one tier of medium Disk"),
+    validation = Rule::new("!has(self.links) || self.links.size() == 0")
+        .message("spec.links is not supported yet: leave it out"),
+    validation = Rule::new("(has(self.nodes) && has(self.nodes.selector)) == (has(oldSelf.nodes) && has(oldSelf.nodes.selector)) && (!has(self.nodes) || !has(self.nodes.selector) || self.nodes.selector == oldSelf.nodes.selector)")
+        .message("spec.nodes.selector is immutable, as the cached content is on these nodes: create another CacheRuntime for other nodes"),
+)]
+pub struct CacheRuntimeSpec {
+    /// On which nodes of the cluster cache nodes run. Default: on every schedulable node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<CacheNodes>,
+    /// What each node stores content on, fastest first. Exactly one tier of medium Disk for now. Immutable.
+    #[schemars(length(min = 1, max = 4))]
+    pub storage: Vec<StorageTier>,
+    /// Not supported yet. Dedicated lines to protect; a source names the link it crosses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub links: Vec<Link>,
+    /// Who may use this runtime. Default: Datasets of every namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<RuntimeAccess>,
+    /// Not supported yet. Protocols for readers that don't mount.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<Gateway>,
+}
+
+/// On which nodes of the cluster cache nodes run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CacheNodes {
+    /// Labels of the nodes, for instance `matchLabels: {nvidia.com/gpu.present: "true"}`. Default: every schedulable node. Immutable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<LabelSelector>,
+    /// Taints that the cache nodes' pods tolerate.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub tolerations: Vec<Toleration>,
+    /// How many cache nodes, never more than one on a node. Default: one on each matching node, following the nodes as they come and go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 5000))]
+    pub replicas: Option<i32>,
+}
+
+/// A taint that is tolerated, as in a pod's `tolerations`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Toleration {
+    /// The taint's key. Default: all keys, with the operator `Exists`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 317))]
+    pub key: Option<String>,
+    /// `Exists` or `Equal`. Default: `Equal`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operator: Option<TolerationOperator>,
+    /// The taint's value, for `Equal`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub value: Option<String>,
+    /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`. Default: all effects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effect: Option<TaintEffect>,
+    /// Seconds that a `NoExecute` taint is tolerated. Default: for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub toleration_seconds: Option<i64>,
+}
+
+/// How a taint is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TolerationOperator {
+    /// The taint has the key.
+    Exists,
+    /// The taint has the key and the value.
+    Equal,
+}
+
+/// What a taint does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TaintEffect {
+    /// Keeps new pods away.
+    NoSchedule,
+    /// Keeps new pods away if it can.
+    PreferNoSchedule,
+    /// Evicts pods.
+    NoExecute,
+}
+
+/// One kind of storage on each node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.medium != 'Memory'")
+        .message("spec.storage[].medium Memory is not supported yet: use Disk"),
+    validation = Rule::new("!has(self.volumeClaimTemplate)")
+        .message("spec.storage[].volumeClaimTemplate is not supported yet: use hostPath"),
+    validation = Rule::new("self.medium == 'Memory' || has(self.volumeClaimTemplate) || has(self.hostPath)")
+        .message("spec.storage[].hostPath is required for a tier of medium Disk"),
+    validation = Rule::new(r"!has(self.hostPath) || self.hostPath.matches('^(/[^/\\x00-\\x1f\\x7f]+)+$') && !self.hostPath.matches('/[.][.]?(/|$)')")
+        .message("spec.storage[].hostPath must be absolute and normalised, as in /var/lib/forebay/nvme0: no empty part, no . or .., no / at the end"),
+)]
+pub struct StorageTier {
+    /// `Disk`. `Memory` is not supported yet.
+    pub medium: Medium,
+    /// How much of it each cache node may use, for instance `2Ti`. What was used longest ago makes room.
+    pub capacity: Quantity,
+    /// A folder on each node, made if it is missing, for instance `/var/lib/forebay/nvme0`. It must be under a cache root of the chart
+    /// (`cacheRoots`), and belongs to Forebay: the cache is in a folder `<namespace>.<name>` of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub host_path: Option<String>,
+    /// Not supported yet. A PersistentVolumeClaim for each cache node instead of a folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "anything_schema")]
+    pub volume_claim_template: Option<serde_json::Value>,
+}
+
+fn anything_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
+}
+
+/// What content is stored on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Medium {
+    /// Memory. Not supported yet.
+    Memory,
+    /// A file system.
+    Disk,
+}
+
+/// Not supported yet. A dedicated line to protect.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Link {
+    /// Its name, for sources to refer to.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// What the whole cluster may read over it, in bits per second: `10G`.
+    pub bandwidth: Quantity,
+    /// Requests per second over it, by the whole cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub requests_per_second: Option<i64>,
+    /// Times of day with another bandwidth.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub schedule: Vec<LinkSchedule>,
+}
+
+/// Not supported yet. A time of day with another bandwidth.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LinkSchedule {
+    /// When it begins, as a cron line.
+    #[schemars(length(min = 1, max = 128))]
+    pub cron: String,
+    /// How long it lasts, for instance `6h`.
+    pub duration: GoDuration,
+    /// The bandwidth meanwhile, in bits per second.
+    pub bandwidth: Quantity,
+}
+
+/// Who may use a runtime.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.quotas) || self.quotas.size() == 0")
+        .message("spec.access.quotas is not supported yet: leave it out"),
+)]
+pub struct RuntimeAccess {
+    /// Labels of the namespaces whose Datasets may refer to this runtime, for instance `matchLabels: {forebay.dev/tenant: "true"}`. Default: every
+    /// namespace. A Dataset that loses access is no longer served to new pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespaces: Option<LabelSelector>,
+    /// Not supported yet. How much of the pool the Datasets of a namespace may use together.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub quotas: Vec<Quota>,
+}
+
+/// Not supported yet. A namespace's share of the pool.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Quota {
+    /// The namespace.
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: String,
+    /// What its Datasets may use of the whole pool.
+    pub capacity: Quantity,
+}
+
+/// Not supported yet. Protocols for readers that don't mount.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.s3) || !self.s3.enabled")
+        .message("spec.gateway.s3 is not supported yet: leave it out"),
+    validation = Rule::new("!has(self.webhdfs) || !self.webhdfs.enabled")
+        .message("spec.gateway.webhdfs is not supported yet: leave it out"),
+)]
+pub struct Gateway {
+    /// An S3 endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub s3: Option<GatewayProtocol>,
+    /// A WebHDFS endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhdfs: Option<GatewayProtocol>,
+}
+
+/// One protocol.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewayProtocol {
+    /// Whether it is served.
+    pub enabled: bool,
+}
+
+/// What is known of a CacheRuntime.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CacheRuntimeStatus {
+    /// The generation of the spec that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Summary of the conditions: `Pending` until a cache node answers, `Ready` when all do, `Degraded` when some do, `Failed` when somebody must act,
+    /// `Terminating` while it is deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<RuntimePhase>,
+    /// `Ready`: all cache nodes answer. `Deleting`: what its deletion waits for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "conditions_schema")]
+    pub conditions: Vec<Condition>,
+    /// How many cache nodes there are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<NodeCount>,
+    /// Every cache node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<MemberStatus>,
+    /// What all cache nodes together can hold, rounded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<String>,
+    /// What they hold, copies included, rounded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cached: Option<String>,
+    /// Share of the bytes readers asked for that a cache node had before they asked, over the last hour, of all Datasets: `97.3%`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hit_ratio: Option<String>,
+    /// Number of Datasets that are served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datasets: Option<i64>,
+    /// What the links carry. Always empty while links are not supported.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<LinkStatus>,
+}
+
+/// A summary of a CacheRuntime's conditions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RuntimePhase {
+    /// No cache node answers yet.
+    Pending,
+    /// All cache nodes answer.
+    Ready,
+    /// Some cache nodes answer.
+    Degraded,
+    /// Somebody must act.
+    Failed,
+    /// It is being deleted.
+    Terminating,
+}
+
+/// How many cache nodes there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeCount {
+    /// That there should be.
+    pub desired: i64,
+    /// That answer.
+    pub ready: i64,
+}
+
+/// One cache node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberStatus {
+    /// Identity of its storage, which outlives pods.
+    pub id: String,
+    /// Its pod.
+    pub pod: String,
+    /// The node the pod runs on.
+    pub node: String,
+    /// Where it answers.
+    pub address: String,
+    /// Whether it answers.
+    pub ready: bool,
+    /// What it holds, rounded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cached: Option<String>,
+}
+
+/// What a link carries.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LinkStatus {
+    /// Its name.
+    pub name: String,
+    /// What it may carry now, in bits per second.
+    pub limit: String,
+    /// What it carries, in bits per second.
+    pub used: String,
+}

@@ -1,0 +1,14 @@
+//! The CSI driver `csi.forebay.dev`: shows Datasets to pods. Its privileged work is in [`mount`], which `forebay mount` uses too; the session of
+//! the object FUSE is held by [`broker`] and served by the unprivileged `forebay-fuse`.
+
+mod authority;
+pub mod broker;
+pub mod datasets;
+mod identity_service;
+pub mod mount;
+pub mod node;
+mod node_service;
+pub mod paths;
+mod registration;
+pub mod server;
+mod volumes;

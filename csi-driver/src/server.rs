@@ -1,0 +1,125 @@
+//! The plugin as a whole: broker, node and identity services, registration.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use forebay_protocol::csi::{identity_server::IdentityServer, node_server::NodeServer};
+use forebay_protocol::layout::{FOREBAY_GID, FUSE_UID, RUN_DIR};
+use forebay_protocol::registration::registration_server::RegistrationServer;
+use futures::TryStreamExt as _;
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+
+use crate::authority;
+use crate::broker::Broker;
+use crate::datasets::Datasets;
+use crate::identity_service::IdentityService;
+use crate::node::{Node, NodeError};
+use crate::node_service::NodeService;
+use crate::paths::Paths;
+use crate::registration::RegistrationService;
+
+/// The CSI driver of a node.
+#[derive(Clone, Debug, clap::Parser)]
+#[command(version)]
+pub struct Arguments {
+    /// This node's name in the cluster
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: String,
+    /// The kubelet's folder
+    #[arg(long, default_value = "/var/lib/kubelet")]
+    pub kubelet_dir: PathBuf,
+    /// The folder of the broker's and the cache nodes' sockets
+    #[arg(long, default_value = RUN_DIR)]
+    pub run_dir: PathBuf,
+    /// A folder under which CacheRuntimes may have their hostPath; may be given more than once
+    #[arg(long = "cache-root", default_value = "/var/lib/forebay")]
+    pub cache_roots: Vec<PathBuf>,
+    /// The user as which forebay-fuse runs; nobody else is given the mounts
+    #[arg(long, default_value_t = FUSE_UID)]
+    pub daemon_uid: u32,
+    /// A JSON list of Datasets and CacheRuntimes, instead of the API server
+    #[arg(long)]
+    pub objects: Option<PathBuf>,
+}
+
+/// Why the plugin can't run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// No way to the API server.
+    #[error("connecting to the API server: {0}")]
+    Kube(#[from] kube::Error),
+    /// A socket.
+    #[error("listening at {path}: {source}")]
+    Listen {
+        /// Its path.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The node's state.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// Serving failed.
+    #[error("serving gRPC: {0}")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+/// Runs until `shutdown` resolves. The mounts stay.
+pub async fn run(arguments: Arguments, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
+    for missing in crate::mount::kernel::missing_features() {
+        tracing::error!(%missing, "volumes can't be mounted on this node");
+    }
+    let paths =
+        Paths { kubelet_dir: arguments.kubelet_dir, run_dir: arguments.run_dir, cache_roots: arguments.cache_roots };
+    let datasets = match arguments.objects {
+        Some(file) => Datasets::File(file),
+        None => Datasets::ApiServer(kube::Client::try_default().await?),
+    };
+    let broker_socket = paths.broker_socket();
+    let broker = Broker::listen(&broker_socket, Some(FOREBAY_GID), arguments.daemon_uid).await;
+    let broker = broker.map_err(|source| ServerError::Listen { path: broker_socket, source })?;
+    let node = Node::start(&arguments.node_name, paths.clone(), datasets, broker).await?;
+
+    let (stop, stopped) = watch::channel(());
+    let wait = |mut stopped: watch::Receiver<()>| async move {
+        // Fails when the sender is dropped, which is the signal.
+        while stopped.changed().await.is_ok() {}
+    };
+    let csi = Server::builder()
+        .add_service(NodeServer::new(NodeService::new(node)))
+        .add_service(IdentityServer::new(IdentityService))
+        .serve_with_incoming_shutdown(listen(&paths.csi_socket())?, wait(stopped.clone()));
+    let registration = RegistrationService { csi_socket: paths.csi_socket() };
+    let registration = Server::builder()
+        .add_service(RegistrationServer::new(registration))
+        .serve_with_incoming_shutdown(listen(&paths.registration_socket())?.map_ok(authority::relay), wait(stopped));
+    tracing::info!(node = arguments.node_name, socket = %paths.csi_socket().display(), "serving");
+    let shutdown = async {
+        shutdown.await;
+        tracing::info!("shutting down");
+        drop(stop);
+    };
+    let (csi, registration, ()) = tokio::join!(csi, registration, shutdown);
+    csi?;
+    registration?;
+    // So that the kubelet does not ask a plugin that is gone.
+    let _ = std::fs::remove_file(paths.registration_socket());
+    Ok(())
+}
+
+/// Listens at a path that only root may connect to; replaces what a predecessor left there.
+fn listen(path: &Path) -> Result<UnixListenerStream, ServerError> {
+    let listen = || {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        crate::volumes::remove_if_there(path)?;
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        Ok(UnixListenerStream::new(listener))
+    };
+    listen().map_err(|source| ServerError::Listen { path: path.to_owned(), source })
+}

@@ -1,0 +1,160 @@
+//! What is staged on this node, one small file per volume, written whole or not at all: what a restarted plugin needs to know beyond the mount
+//! table. A record is written before the first of its mounts is made and removed after the last is gone.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// One staged volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Volume {
+    /// The volume's id.
+    pub id: String,
+    /// `namespace/name` of the Dataset, for messages.
+    pub dataset: String,
+    /// UID of the Dataset.
+    pub dataset_uid: String,
+    /// The version that is mounted.
+    pub catalog_id: String,
+    /// The session of the object FUSE that the tree reads from; empty while it is not mounted yet.
+    pub session: String,
+    /// Where the tree is mounted.
+    pub staging_path: PathBuf,
+    /// The cache root that the cache folder lies under.
+    pub cache_root: PathBuf,
+    /// The cache folder.
+    pub cache: PathBuf,
+    /// The cache node's local socket.
+    pub node_socket: PathBuf,
+    /// Files in the tree.
+    pub files: u64,
+    /// Sum of their sizes.
+    pub bytes: u64,
+}
+
+/// The records.
+#[derive(Clone, Debug)]
+pub struct Volumes {
+    folder: PathBuf,
+}
+
+impl Volumes {
+    /// Records in this folder, which is made if it is missing.
+    pub fn open(folder: &Path) -> io::Result<Self> {
+        fs::create_dir_all(folder)?;
+        Ok(Self { folder: folder.to_owned() })
+    }
+
+    /// The record of a volume.
+    pub fn get(&self, id: &str) -> io::Result<Option<Volume>> {
+        read_json(&self.file(id))
+    }
+
+    /// All records. One that can't be read is reported and left out: it must not keep the others from being served.
+    pub fn all(&self) -> io::Result<Vec<Volume>> {
+        let mut volumes = Vec::new();
+        for entry in fs::read_dir(&self.folder)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "json") {
+                match read_json(&path) {
+                    Ok(volume) => volumes.extend(volume),
+                    Err(error) => tracing::error!(file = %path.display(), %error, "a volume's record can't be read"),
+                }
+            }
+        }
+        Ok(volumes)
+    }
+
+    /// Writes a record.
+    pub fn put(&self, volume: &Volume) -> io::Result<()> {
+        write_json(&self.file(&volume.id), volume)
+    }
+
+    /// Removes a record; none is fine.
+    pub fn remove(&self, id: &str) -> io::Result<()> {
+        remove_if_there(&self.file(id))
+    }
+
+    /// A volume's id may be any text up to 128 bytes; a file name may not.
+    fn file(&self, id: &str) -> PathBuf {
+        let mut name = String::new();
+        for byte in id.bytes() {
+            if byte.is_ascii_alphanumeric() || byte == b'-' {
+                name.push(char::from(byte));
+            } else {
+                // Writing to a String can't fail.
+                let _ = write!(name, "_{byte:02x}");
+            }
+        }
+        name.truncate(240);
+        self.folder.join(name + ".json")
+    }
+}
+
+/// Reads a JSON file; none when it is not there.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes a JSON file, whole or not at all.
+pub fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = fs::File::create(&new)?;
+    file.write_all(&serde_json::to_vec_pretty(value)?)?;
+    file.sync_all()?;
+    fs::rename(&new, path)
+}
+
+/// Removes a file; none is fine.
+pub fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volume(id: &str) -> Volume {
+        Volume {
+            id: id.into(),
+            dataset: "training/images".into(),
+            dataset_uid: "u".into(),
+            catalog_id: "c".into(),
+            session: "s".into(),
+            staging_path: "/s".into(),
+            cache_root: "/c".into(),
+            cache: "/c/a.b".into(),
+            node_socket: "/r/a.b.sock".into(),
+            files: 1,
+            bytes: 2,
+        }
+    }
+
+    #[test]
+    fn records_survive_and_a_broken_one_does_not_hide_the_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let volumes = Volumes::open(&folder.path().join("volumes")).unwrap();
+        for id in ["0b5e-1", "../etc/passwd", "a_2f", "a/"] {
+            volumes.put(&volume(id)).unwrap();
+            assert_eq!(volumes.get(id).unwrap(), Some(volume(id)));
+        }
+        fs::write(folder.path().join("volumes/broken.json"), "{").unwrap();
+        assert_eq!(volumes.all().unwrap().len(), 4);
+        volumes.remove("a/").unwrap();
+        volumes.remove("a/").unwrap();
+        assert_eq!(volumes.get("a/").unwrap(), None);
+        assert_eq!(volumes.all().unwrap().len(), 3);
+    }
+}

@@ -1,0 +1,159 @@
+//! What the mount tests share: a scratch folder on tmpfs that takes its mounts away when a test ends, however it ends; a dataset whose every
+//! byte is known; and a small reference server of the local socket that fills backing files slowly.
+
+#![allow(dead_code)]
+
+pub mod node;
+pub mod plugin;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use forebay_catalog::{
+    Catalog, CatalogOptions, CatalogSource, CatalogWriter, Mtime, ObjectId, SourceIndex, TreeAttributes,
+};
+use forebay_csi::mount;
+use forebay_protocol::layout::CacheLayout;
+
+/// Whether the tests can run here; says why not.
+pub fn can_mount() -> bool {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: mounting needs root");
+        return false;
+    }
+    if let Err(missing) = mount::kernel::check() {
+        eprintln!("skipped: {missing}");
+        return false;
+    }
+    true
+}
+
+/// A folder on tmpfs. All mounts below it are taken away when it is dropped.
+pub struct Scratch {
+    folder: tempfile::TempDir,
+}
+
+impl Scratch {
+    pub fn new() -> Self {
+        let folder = tempfile::Builder::new().prefix("forebay-test-").tempdir_in("/dev/shm").unwrap();
+        // The daemon runs as another user.
+        set_mode(folder.path(), 0o755);
+        Self { folder }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn folder(&self, name: &str) -> PathBuf {
+        let path = self.path().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    /// Mount points below, lower mounts first.
+    pub fn mounts(&self) -> Vec<PathBuf> {
+        let all = mount::mountinfo::mounts().unwrap().into_iter().map(|mount| mount.mount_point);
+        all.filter(|path| path.starts_with(self.path())).collect()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        for path in self.mounts().iter().rev() {
+            let flags = rustix::mount::UnmountFlags::DETACH | rustix::mount::UnmountFlags::NOFOLLOW;
+            let _ = rustix::mount::unmount(path, flags);
+        }
+    }
+}
+
+pub fn set_mode(path: &Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// One file of the dataset.
+#[derive(Clone, Debug)]
+pub struct File {
+    pub path: String,
+    pub size: u64,
+    pub id: ObjectId,
+}
+
+/// A catalog in a cache folder, and what its files hold.
+pub struct Dataset {
+    pub uid: String,
+    pub catalog_id: String,
+    pub cache: CacheLayout,
+    pub files: Vec<File>,
+}
+
+const IDENTITY: &str = "test://bucket";
+
+impl Dataset {
+    /// Writes a catalog of these files into the cache folder.
+    pub fn new(cache: &Path, uid: &str, files: &[(&str, u64)]) -> Arc<Self> {
+        let cache = CacheLayout::new(cache);
+        let source = CatalogSource {
+            mount_path: "/".into(),
+            url: IDENTITY.into(),
+            identity: IDENTITY.into(),
+            prefix: Vec::new(),
+        };
+        let attributes = TreeAttributes { uid: 1000, gid: 1001, file_mode: 0o444, dir_mode: 0o555 };
+        let mut writer = CatalogWriter::new(CatalogOptions { sources: vec![source], attributes }).unwrap();
+        for (path, size) in files {
+            let mtime = Mtime { seconds: 1_700_000_000, nanos: 0 };
+            writer.add_file(SourceIndex(0), path.as_bytes(), *size, mtime, "etag").unwrap();
+        }
+        let staging = cache.dataset_catalogs(uid).join("new");
+        std::fs::create_dir_all(&staging).unwrap();
+        let catalog_id = writer.finish(&staging).unwrap().id.to_string();
+        std::fs::rename(staging, cache.catalog(uid, &catalog_id)).unwrap();
+        for folder in [cache.objects(), cache.partial()] {
+            std::fs::create_dir_all(folder).unwrap();
+        }
+        let files = files.iter().map(|(path, size)| File {
+            path: (*path).into(),
+            size: *size,
+            id: ObjectId::new(IDENTITY, path.as_bytes(), "etag", *size),
+        });
+        Arc::new(Self { uid: uid.into(), catalog_id, cache, files: files.collect() })
+    }
+
+    pub fn folder(&self) -> PathBuf {
+        self.cache.catalog(&self.uid, &self.catalog_id)
+    }
+
+    pub fn catalog(&self) -> Catalog {
+        Catalog::open(&self.folder()).unwrap()
+    }
+
+    pub fn file(&self, path: &str) -> &File {
+        self.files.iter().find(|file| file.path == path).unwrap()
+    }
+
+    /// Puts the complete object where the overlay finds it.
+    pub fn complete(&self, file: &File) {
+        let path = self.cache.objects().join(file.id.relative_path());
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path.with_extension("new"), file.bytes(0, file.size as usize)).unwrap();
+        std::fs::rename(path.with_extension("new"), path).unwrap();
+    }
+}
+
+impl File {
+    /// What the file holds there: never zeros in a row, different in each file and place.
+    pub fn bytes(&self, offset: u64, length: usize) -> Vec<u8> {
+        let seed = u64::from_le_bytes(self.id.as_bytes()[..8].try_into().unwrap());
+        let mut bytes = Vec::with_capacity(length + 8);
+        let mut word = offset / 8;
+        while bytes.len() < length + 8 {
+            let mixed = (word ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            bytes.extend_from_slice(&(mixed ^ (mixed >> 29) | 1 << 40).to_le_bytes());
+            word += 1;
+        }
+        let skip = (offset % 8) as usize;
+        bytes[skip..skip + length].to_vec()
+    }
+}

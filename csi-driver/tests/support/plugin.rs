@@ -1,0 +1,184 @@
+//! A node of a cluster without the cluster: the plugin in this process, the daemon in a process of its own, as another user without rights.
+
+use std::collections::HashMap;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use forebay_csi::broker::Broker;
+use forebay_csi::datasets::Datasets;
+use forebay_csi::node::Node;
+use forebay_csi::paths::Paths;
+use forebay_protocol::layout::{FOREBAY_GID, FUSE_UID};
+use serde_json::json;
+
+use super::node::Node as CacheNode;
+use super::{Dataset, Scratch, set_mode};
+
+const BROKER: &str = "FOREBAY_TEST_BROKER";
+
+/// Namespace and name of the runtime.
+pub const RUNTIME: (&str, &str) = ("forebay", "pool");
+
+pub struct World {
+    pub plugin: Option<Node>,
+    pub daemon: Option<Daemon>,
+    pub cache_node: CacheNode,
+    pub datasets: Vec<Arc<Dataset>>,
+    pub paths: Paths,
+    // Last, so that the mounts go after the processes.
+    pub scratch: Scratch,
+}
+
+impl World {
+    /// A node with these datasets, each a list of files, catalogued; no daemon yet.
+    pub async fn new(datasets: &[&[(&str, u64)]]) -> Self {
+        let scratch = Scratch::new();
+        let cache_root = scratch.folder("cache");
+        let paths = Paths {
+            kubelet_dir: scratch.folder("kubelet"),
+            run_dir: scratch.folder("run"),
+            cache_roots: vec![cache_root.clone()],
+        };
+        std::os::unix::fs::chown(&paths.run_dir, None, Some(FOREBAY_GID)).unwrap();
+        set_mode(&paths.run_dir, 0o770);
+        let cache = cache_root.join(format!("{}.{}", RUNTIME.0, RUNTIME.1));
+        std::fs::create_dir_all(&cache).unwrap();
+        set_mode(&cache, 0o700);
+        let datasets: Vec<_> = datasets
+            .iter()
+            .enumerate()
+            .map(|(number, files)| Dataset::new(&cache, &format!("uid-{number}"), files))
+            .collect();
+        let socket = paths.run_dir.join(format!("{}.{}.sock", RUNTIME.0, RUNTIME.1));
+        let cache_node = CacheNode::start(&socket, &datasets).await;
+        let world = Self { plugin: None, daemon: None, cache_node, datasets, paths, scratch };
+        world.write_objects(|_, _| {});
+        world
+    }
+
+    fn objects_file(&self) -> PathBuf {
+        self.scratch.path().join("objects.json")
+    }
+
+    /// Writes what the API server would say, after `change` had its way with each Dataset.
+    pub fn write_objects(&self, change: impl Fn(usize, &mut serde_json::Value)) {
+        let runtime = json!({
+            "apiVersion": "forebay.dev/v1alpha1", "kind": "CacheRuntime",
+            "metadata": {"namespace": RUNTIME.0, "name": RUNTIME.1},
+            "spec": {"storage": [{"medium": "Disk", "capacity": "1Gi", "hostPath": self.paths.cache_roots[0]}]},
+        });
+        let mut objects = vec![runtime];
+        for (number, dataset) in self.datasets.iter().enumerate() {
+            let mut object = json!({
+                "apiVersion": "forebay.dev/v1alpha1", "kind": "Dataset",
+                "metadata": {"namespace": "training", "name": format!("data-{number}"), "uid": dataset.uid},
+                "spec": {"runtimeRef": {"namespace": RUNTIME.0, "name": RUNTIME.1},
+                    "mounts": [{"path": "/", "sources": [{"url": "s3://b/"}]}]},
+                "status": {"version": {"id": dataset.catalog_id, "files": 1, "size": "1Ki", "bytes": 1024}},
+            });
+            change(number, &mut object);
+            objects.push(object);
+        }
+        std::fs::write(self.objects_file(), serde_json::to_vec(&objects).unwrap()).unwrap();
+    }
+
+    pub async fn start_plugin(&mut self) {
+        let broker = Broker::listen(&self.paths.broker_socket(), Some(FOREBAY_GID), FUSE_UID).await.unwrap();
+        let datasets = Datasets::File(self.objects_file());
+        self.plugin = Some(Node::start("node-a", self.paths.clone(), datasets, broker).await.unwrap());
+    }
+
+    /// As if it was killed: everything it holds in memory is gone, the mounts stay.
+    pub async fn stop_plugin(&mut self) {
+        self.plugin = None;
+        // The broker's task ends at its next turn, and with it the socket.
+        let since = std::time::Instant::now();
+        while self.paths.broker_socket().exists() {
+            assert!(since.elapsed().as_secs() < 10, "the plugin does not end");
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    }
+
+    pub fn plugin(&self) -> &Node {
+        self.plugin.as_ref().unwrap()
+    }
+
+    pub fn start_daemon(&mut self) {
+        self.daemon = Some(Daemon::start(&self.paths));
+    }
+
+    /// kill -9.
+    pub fn kill_daemon(&mut self) {
+        self.daemon = None;
+    }
+
+    pub fn attributes(number: usize) -> HashMap<String, String> {
+        HashMap::from([("namespace".into(), "training".into()), ("dataset".into(), format!("data-{number}"))])
+    }
+
+    pub fn staging(&self, number: usize) -> PathBuf {
+        self.paths.kubelet_dir.join(format!("staging-{number}"))
+    }
+
+    pub async fn stage(&self, number: usize) -> Result<(), forebay_csi::node::NodeError> {
+        let uid = &self.datasets[number].uid;
+        self.plugin().stage(uid, Self::attributes(number), &self.staging(number)).await
+    }
+}
+
+/// The daemon's process.
+pub struct Daemon {
+    child: Child,
+}
+
+impl Daemon {
+    pub fn start(paths: &Paths) -> Self {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["daemon_process", "--exact", "--ignored", "--nocapture"])
+            .env(BROKER, paths.broker_socket())
+            .uid(FUSE_UID)
+            .gid(FOREBAY_GID)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { child }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub fn terminate(mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What the daemon's process runs: called by a test of that name, which is ignored unless it is asked for.
+pub fn run_daemon() {
+    let Some(broker) = std::env::var_os(BROKER) else { return };
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    for rights in ["CapEff", "CapPrm"] {
+        let line = status.lines().find(|line| line.starts_with(rights)).unwrap();
+        assert!(line.ends_with("0000000000000000"), "the daemon must have no capabilities: {line}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
+        forebay_fuse::daemon::run(std::path::Path::new(&broker), async move {
+            terminate.recv().await;
+        })
+        .await;
+    });
+}

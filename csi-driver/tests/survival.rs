@@ -1,0 +1,276 @@
+//! What survives what: daemon, plugin and cache node go away under readers, and no read fails or differs.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use forebay_protocol::fdsocket::FdSocket;
+use support::plugin::{Daemon, World, run_daemon};
+use support::{Dataset, can_mount};
+
+#[test]
+#[ignore = "the daemon's process of the other tests"]
+fn daemon_process() {
+    run_daemon();
+}
+
+/// Threads that read and verify files of a tree until they are stopped.
+struct Readers {
+    stop: Arc<AtomicBool>,
+    reads: Arc<AtomicU64>,
+    longest: Arc<AtomicU64>,
+    failures: Arc<Mutex<Vec<String>>>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Readers {
+    fn start(number: usize, tree: &Path, dataset: &Arc<Dataset>) -> Self {
+        let mut readers = Self {
+            stop: Arc::default(),
+            reads: Arc::default(),
+            longest: Arc::default(),
+            failures: Arc::default(),
+            threads: Vec::new(),
+        };
+        for number in 0..number {
+            let (tree, dataset) = (tree.to_owned(), Arc::clone(dataset));
+            let (stop, reads, longest, failures) = (
+                Arc::clone(&readers.stop),
+                Arc::clone(&readers.reads),
+                Arc::clone(&readers.longest),
+                Arc::clone(&readers.failures),
+            );
+            readers.threads.push(std::thread::spawn(move || {
+                let mut seed = number as u64 + 1;
+                while !stop.load(Ordering::Relaxed) {
+                    seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    let since = Instant::now();
+                    if let Err(failure) = read_one(&tree, &dataset, seed >> 20, number % 2 == 0) {
+                        failures.lock().unwrap().push(failure);
+                    }
+                    reads.fetch_add(1, Ordering::Relaxed);
+                    longest.fetch_max(since.elapsed().as_millis() as u64, Ordering::Relaxed);
+                }
+            }));
+        }
+        readers
+    }
+
+    fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
+    }
+
+    /// Number of reads, longest stall in ms.
+    fn stop(mut self) -> (u64, u64) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            thread.join().unwrap();
+        }
+        let failures = self.failures.lock().unwrap();
+        assert!(failures.is_empty(), "{} failures, the first: {:?}", failures.len(), failures.first());
+        (self.reads.load(Ordering::Relaxed), self.longest.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for Readers {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn read_one(tree: &Path, dataset: &Dataset, random: u64, direct: bool) -> Result<(), String> {
+    let file = &dataset.files[random as usize % dataset.files.len()];
+    let flags = if direct { libc::O_DIRECT } else { 0 };
+    let failed = |what: &str, error: std::io::Error| format!("{what} {}: {error}", file.path);
+    let opened = std::fs::File::options().read(true).custom_flags(flags).open(tree.join(&file.path));
+    let opened = opened.map_err(|error| failed("opening", error))?;
+    for part in 0..4_u64 {
+        let offset = random.rotate_left(part as u32 * 7) % file.size / 4096 * 4096;
+        let mut buffer = vec![0; 300_000.min(file.size - offset) as usize];
+        opened.read_exact_at(&mut buffer, offset).map_err(|error| failed("reading", error))?;
+        if buffer != file.bytes(offset, buffer.len()) {
+            return Err(format!("wrong bytes in {} at {offset}", file.path));
+        }
+        if !direct {
+            // Have the next read of it reach the daemon again.
+            let _ = rustix::fs::fadvise(&opened, 0, None, rustix::fs::Advice::DontNeed);
+        }
+    }
+    Ok(())
+}
+
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let since = Instant::now();
+    while !condition() {
+        assert!(since.elapsed() < Duration::from_secs(30), "waited 30 s for: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+const FILES: &[(&str, u64)] = &[("a", 3_000_000), ("b/c", 900_001), ("b/d", 5_000), ("e", 12_000_000)];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_read_fails_when_an_unprivileged_daemon_is_killed_twenty_times() {
+    if !can_mount() {
+        return;
+    }
+    let mut world = World::new(&[FILES]).await;
+    world.cache_node.shared.keep_partial.store(true, Ordering::SeqCst);
+    world.cache_node.slow(Duration::from_millis(2));
+    world.start_plugin().await;
+    world.start_daemon();
+    world.stage(0).await.unwrap();
+    let readers = Readers::start(6, &world.staging(0), &world.datasets[0]);
+    for round in 0..20 {
+        let before = readers.reads();
+        until("more reads", || readers.reads() > before + 20).await;
+        world.kill_daemon();
+        if round % 4 == 0 {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        world.start_daemon();
+    }
+    let before = readers.reads();
+    until("reads after the last kill", || readers.reads() > before + 20).await;
+    let (reads, longest) = readers.stop();
+    eprintln!("20 kills: {reads} reads, longest {longest} ms");
+    // What dead daemons held open is let go: only what the last one holds remains.
+    until("no lease is left", || world.cache_node.shared.leases.load(Ordering::SeqCst) == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_plugin_takes_the_session_back_and_a_killed_daemon_still_has_a_successor() {
+    if !can_mount() {
+        return;
+    }
+    let mut world = World::new(&[FILES, &[("x", 700_000)]]).await;
+    world.cache_node.shared.keep_partial.store(true, Ordering::SeqCst);
+    world.start_plugin().await;
+    world.start_daemon();
+    world.stage(0).await.unwrap();
+    let readers = Readers::start(3, &world.staging(0), &world.datasets[0]);
+    for _ in 0..3 {
+        let before = readers.reads();
+        world.stop_plugin().await;
+        until("reads without a plugin", || readers.reads() > before + 20).await;
+        world.start_plugin().await;
+        // Staging needs the session served, so it waits until the daemon has given it back.
+        world.stage(0).await.unwrap();
+        world.stage(1).await.unwrap();
+        world.kill_daemon();
+        world.start_daemon();
+        let before = readers.reads();
+        until("reads by the next daemon", || readers.reads() > before + 20).await;
+        let x = world.staging(1).join("x");
+        let bytes = tokio::task::spawn_blocking(move || std::fs::read(x)).await.unwrap().unwrap();
+        assert!(bytes == world.datasets[1].files[0].bytes(0, 700_000));
+        world.plugin().unstage(&world.datasets[1].uid, &world.staging(1)).await.unwrap();
+    }
+    readers.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_plugin_and_daemon_were_down_at_once_new_pods_read_again() {
+    if !can_mount() {
+        return;
+    }
+    let mut world = World::new(&[FILES]).await;
+    world.cache_node.shared.keep_partial.store(true, Ordering::SeqCst);
+    world.start_plugin().await;
+    world.start_daemon();
+    world.stage(0).await.unwrap();
+    let uid = world.datasets[0].uid.clone();
+    let staging = world.staging(0);
+    let (old_pod, new_pod) = (world.scratch.path().join("pods/old"), world.scratch.path().join("pods/new"));
+    world.plugin().publish(&uid, &staging, &old_pod).await.unwrap();
+    world.stop_plugin().await;
+    world.kill_daemon();
+    world.start_plugin().await;
+    world.start_daemon();
+    until("the loss is noticed", || world.plugin().stats(&uid, &old_pod).unwrap().problem.is_some()).await;
+    world.plugin().publish(&uid, &staging, &new_pod).await.unwrap();
+    assert_eq!(world.plugin().stats(&uid, &new_pod).unwrap().problem, None);
+    let file = world.datasets[0].files[0].clone();
+    let path = new_pod.join(&file.path);
+    let bytes = tokio::task::spawn_blocking(move || std::fs::read(path)).await.unwrap().unwrap();
+    assert!(bytes == file.bytes(0, file.size as usize));
+    for pod in [old_pod, new_pod] {
+        world.plugin().unpublish(&uid, &pod).await.unwrap();
+    }
+    world.plugin().unstage(&uid, &staging).await.unwrap();
+    assert!(world.scratch.mounts().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_is_asked_to_end_leaves_nothing_undone() {
+    if !can_mount() {
+        return;
+    }
+    let mut world = World::new(&[FILES]).await;
+    world.cache_node.shared.keep_partial.store(true, Ordering::SeqCst);
+    world.cache_node.slow(Duration::from_millis(1));
+    world.start_plugin().await;
+    world.start_daemon();
+    world.stage(0).await.unwrap();
+    let readers = Readers::start(4, &world.staging(0), &world.datasets[0]);
+    for _ in 0..5 {
+        let before = readers.reads();
+        until("more reads", || readers.reads() > before + 20).await;
+        let old: Daemon = world.daemon.take().unwrap();
+        // As in a rolling update with a surge: the next one is there before the last one goes.
+        world.start_daemon();
+        tokio::task::spawn_blocking(|| old.terminate()).await.unwrap();
+    }
+    readers.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_wait_while_the_cache_node_is_away_and_then_succeed() {
+    if !can_mount() {
+        return;
+    }
+    let mut world = World::new(&[FILES]).await;
+    world.cache_node.shared.keep_partial.store(true, Ordering::SeqCst);
+    world.cache_node.slow(Duration::from_millis(2));
+    world.start_plugin().await;
+    world.start_daemon();
+    world.stage(0).await.unwrap();
+    let readers = Readers::start(4, &world.staging(0), &world.datasets[0]);
+    for _ in 0..5 {
+        let before = readers.reads();
+        until("more reads", || readers.reads() > before + 20).await;
+        world.cache_node.down().await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        world.cache_node.up().await;
+    }
+    let before = readers.reads();
+    until("reads after its return", || readers.reads() > before + 20).await;
+    let (_, longest) = readers.stop();
+    assert!(longest >= 250, "reads did not wait: the longest took {longest} ms");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_broker_gives_nothing_to_other_users() {
+    if !can_mount() {
+        return;
+    }
+    let mut world = World::new(&[FILES]).await;
+    world.start_plugin().await;
+    // Root may connect to any socket, but is not the daemon's user.
+    let socket = FdSocket::connect(&world.paths.broker_socket()).await.unwrap();
+    let hello = forebay_protocol::broker::FromDaemon {
+        message: Some(
+            forebay_protocol::broker::from_daemon::Message::Hello(forebay_protocol::broker::Hello::default()),
+        ),
+    };
+    // Refused before or after it could be sent.
+    let _ = socket.send(&hello, &[]).await;
+    let answer = socket.receive::<forebay_protocol::broker::FromPlugin>().await;
+    assert!(matches!(answer, Ok(None) | Err(_)), "{answer:?}");
+}

@@ -1,0 +1,47 @@
+//! The main job on a real cluster: training pods on two nodes read cloud buckets through PVCs. One cluster serves all scenarios, in order.
+
+mod bad_input;
+mod deletion;
+mod reading;
+mod survival;
+mod tenant;
+
+use std::process::ExitCode;
+
+use forebay_e2e::scenarios::{self, Scenario};
+use forebay_e2e::{Options, debian, forebay};
+
+fn main() -> ExitCode {
+    scenarios::main(
+        || {
+            let images = vec![forebay::image()?, debian::training_image()?];
+            Ok(Options { name: "main-job".into(), images, ..Options::default() })
+        },
+        &[
+            Scenario { name: "the_chart_passes_lint_and_renders", run: deletion::the_chart_passes_lint_and_renders },
+            Scenario { name: "the_chart_installs_and_a_runtime_becomes_ready", run: reading::a_runtime_becomes_ready },
+            Scenario {
+                name: "two_pods_read_every_file_right_and_each_byte_leaves_the_source_once",
+                run: reading::two_pods_read_every_file_right,
+            },
+            Scenario { name: "kubectl_shows_what_is_loaded", run: reading::kubectl_shows_what_is_loaded },
+            Scenario { name: "a_file_source_shows_a_folder_that_all_nodes_share", run: reading::a_file_source_is_read },
+            Scenario {
+                name: "no_read_fails_while_operator_cache_node_daemon_and_plugin_are_killed",
+                run: survival::no_read_fails_while_parts_are_killed,
+            },
+            Scenario {
+                name: "bad_input_gives_a_reason_within_30_s_and_heals_without_a_restart",
+                run: bad_input::bad_input_is_explained_and_heals,
+            },
+            Scenario {
+                name: "what_is_not_supported_yet_is_refused_by_name",
+                run: bad_input::unsupported_fields_are_refused,
+            },
+            Scenario {
+                name: "deleting_pods_datasets_and_runtime_leaves_nothing_behind",
+                run: deletion::deleting_everything_leaves_nothing,
+            },
+        ],
+    )
+}

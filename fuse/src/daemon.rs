@@ -1,0 +1,152 @@
+//! The daemon of a Kubernetes node: unprivileged, it gets the session's descriptor and the catalogs from the CSI plugin over the broker socket
+//! and serves them. When the plugin goes away it serves on, and gives the next one the descriptor.
+
+use std::collections::HashSet;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use forebay_catalog::ObjectTable;
+use forebay_protocol::broker::{FromDaemon, FromPlugin, Hello, Mounted, Serving, from_daemon, from_plugin};
+use forebay_protocol::fdsocket::FdSocket;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::{Registry, Server};
+
+/// First pause before connecting to the plugin again; it doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// Longest pause: what a pod's start waits at most for a plugin that has come back.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// What the daemon is doing.
+struct Daemon {
+    broker: PathBuf,
+    registry: Registry,
+    serving: Option<(String, Server)>,
+}
+
+/// Why a connection to the plugin ended.
+#[derive(Debug, thiserror::Error)]
+enum ConnectionError {
+    #[error(transparent)]
+    Socket(#[from] std::io::Error),
+    #[error("the plugin {0}; are plugin and daemon of the same version?")]
+    Protocol(&'static str),
+    #[error("the table of catalog {catalog}: {source}")]
+    Table { catalog: String, source: forebay_catalog::TableError },
+}
+
+/// Serves what the plugin at the socket `broker` gives, until `shutdown` resolves; then finishes what is under way. The mounts stay.
+pub async fn run(broker: &Path, shutdown: impl Future<Output = ()>) {
+    raise_descriptor_limit();
+    let mut daemon = Daemon { broker: broker.to_owned(), registry: Registry::new(), serving: None };
+    tokio::select! {
+        () = daemon.keep_connected() => {}
+        () = shutdown => tracing::info!("shutting down"),
+    }
+    if let Some((_, server)) = daemon.serving.take() {
+        server.stop().await;
+    }
+    daemon.registry.report_served().await;
+}
+
+impl Daemon {
+    async fn keep_connected(&mut self) {
+        let mut pause = FIRST_PAUSE;
+        let mut last_cause = String::new();
+        loop {
+            let cause = match FdSocket::connect(&self.broker).await {
+                Ok(plugin) => {
+                    (pause, last_cause) = (FIRST_PAUSE, String::new());
+                    tracing::info!(broker = %self.broker.display(), "connected to the CSI plugin");
+                    match self.talk(&plugin).await {
+                        Ok(()) => "it closed the connection".to_owned(),
+                        Err(error) => error.to_string(),
+                    }
+                }
+                Err(error) => error.to_string(),
+            };
+            if cause != last_cause {
+                tracing::warn!(broker = %self.broker.display(), cause, "no CSI plugin; what is mounted is served on");
+                last_cause = cause;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// One connection: says hello, then does as it is told until the plugin closes.
+    async fn talk(&mut self, plugin: &FdSocket) -> Result<(), ConnectionError> {
+        let session = self.serving.as_ref().map(|(session, server)| (session.clone(), server.fd()));
+        let hello = Hello {
+            session: session.as_ref().map(|(session, _)| session.clone()).unwrap_or_default(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let fds: Vec<_> = session.iter().map(|(_, fd)| fd.as_fd()).collect();
+        plugin.send(&FromDaemon { message: Some(from_daemon::Message::Hello(hello)) }, &fds).await?;
+        drop(fds);
+        drop(session);
+        // The plugin first names all catalogs, then the session: what it has not named by then is not mounted any more.
+        let mut named = Some(HashSet::new());
+        while let Some((message, mut fds)) = plugin.receive::<FromPlugin>().await? {
+            match message.message {
+                Some(from_plugin::Message::Mounted(mounted)) => {
+                    if let Some(named) = &mut named {
+                        named.insert((mounted.dataset_uid.clone(), mounted.catalog_id.clone()));
+                    }
+                    self.mounted(&mounted, fds.pop())?;
+                }
+                Some(from_plugin::Message::Unmounted(unmounted)) => {
+                    self.registry.unmount(&unmounted.dataset_uid, &unmounted.catalog_id);
+                }
+                Some(from_plugin::Message::Serve(serve)) => {
+                    if let Some(named) = named.take() {
+                        self.registry.retain(|it| named.contains(&(it.dataset_uid.clone(), it.catalog_id.clone())));
+                    }
+                    self.serve(&serve.session, fds.pop())?;
+                    let serving = Serving { session: serve.session };
+                    plugin.send(&FromDaemon { message: Some(from_daemon::Message::Serving(serving)) }, &[]).await?;
+                }
+                Some(from_plugin::Message::Stop(stop)) => {
+                    if let Some((_, server)) = self.serving.take_if(|(session, _)| *session == stop.session) {
+                        server.stop().await;
+                        tracing::info!(session = stop.session, "stopped serving");
+                    }
+                }
+                None => tracing::warn!("a message of a newer plugin was ignored"),
+            }
+        }
+        Ok(())
+    }
+
+    fn mounted(&self, mounted: &Mounted, table: Option<OwnedFd>) -> Result<(), ConnectionError> {
+        let table = table.ok_or(ConnectionError::Protocol("named a catalog without its table"))?;
+        let table = ObjectTable::from_file(&table.into())
+            .map_err(|source| ConnectionError::Table { catalog: mounted.catalog_id.clone(), source })?;
+        self.registry.mount(&mounted.dataset_uid, &mounted.catalog_id, table, Path::new(&mounted.node_socket));
+        tracing::info!(dataset = mounted.dataset_uid, catalog = mounted.catalog_id, "serving the objects of a catalog");
+        Ok(())
+    }
+
+    fn serve(&mut self, session: &str, fd: Option<OwnedFd>) -> Result<(), ConnectionError> {
+        match (fd, &self.serving) {
+            (None, Some((known, _))) if known == session => Ok(()),
+            (None, _) => Err(ConnectionError::Protocol("named a session without its descriptor")),
+            (Some(fd), _) => {
+                // A session that is replaced was unmounted while there was no connection.
+                self.serving = Some((session.to_owned(), Server::start(fd, self.registry.clone())?));
+                tracing::info!(session, "serving a session");
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Each open object has a descriptor, and readers may have many open: as many as we may without asking.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::warn!(%error, ?limit, "the limit of open files stays as it is");
+    }
+}

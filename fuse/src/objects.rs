@@ -1,0 +1,330 @@
+//! The object file system: every object of every mounted catalog as a regular file `ab/cdef...`, the overlay's last data layer. It keeps no
+//! state that a successor would need: node ids are made of object ids, file handles are only counted, FORGET means nothing. What is known to
+//! be present is answered at once by the calling thread; everything else becomes a future.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use forebay_catalog::ObjectId;
+use nix::errno::Errno;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::abi::{
+    Attr, AttrOut, Dirent, EntryOut, InHeader, OpenOut, ROOT_ID, ReadIn, ReleaseIn, StatfsOut, fopen, op,
+};
+use crate::backing::Bytes;
+use crate::lease::{OpenObject, ReadError};
+use crate::registry::{Found, NotFound, Registry};
+
+/// How long the kernel may keep names and attributes: objects never change, and a longer time would change nothing.
+const TIMEOUT_SECONDS: u64 = 3600;
+
+/// Node id of folder `00`; those of `01` to `ff` follow.
+const FIRST_FOLDER: u64 = 2;
+
+/// The folders' ids end here.
+const AFTER_LAST_FOLDER: u64 = FIRST_FOLDER + 256;
+
+/// Node ids of objects begin here.
+const FIRST_OBJECT: u64 = 1 << 63;
+
+const FOLDER_MODE: u32 = libc::S_IFDIR | 0o500;
+
+/// Users see the catalog's owner and mode; here only the overlay reads, as root.
+const OBJECT_MODE: u32 = libc::S_IFREG | 0o400;
+
+/// What becomes of a request.
+pub enum Outcome {
+    /// The answer's body is in the buffer, so many bytes.
+    Reply(usize),
+    /// The request failed.
+    Error(Errno),
+    /// The kernel wants no answer.
+    Silent,
+    /// The answer takes time.
+    Later(Later),
+}
+
+/// Resolves to what was read. Dropping it ends the work.
+pub type Later = Pin<Box<dyn Future<Output = Result<Bytes, Errno>> + Send>>;
+
+/// The file system. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct Objects {
+    registry: Registry,
+    open: Arc<Mutex<HashMap<u64, Open>>>,
+    /// Handles of this daemon, as opposed to those that its predecessor gave out.
+    own_handle: u64,
+}
+
+#[derive(Debug)]
+struct Open {
+    object: Arc<OpenObject>,
+    handles: u64,
+}
+
+impl Objects {
+    /// Serves what is in `registry`.
+    pub fn new(registry: Registry) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // Differs from any earlier daemon's on this machine, unless both started in the same nanosecond.
+        Self { registry, open: Arc::default(), own_handle: now.as_nanos() as u64 }
+    }
+
+    /// Answers one request. `answer` holds at least [`crate::session::ANSWER_BYTES`].
+    pub fn handle(&self, header: &InHeader, body: &[u8], answer: &mut [u8]) -> Outcome {
+        let result = match header.opcode {
+            op::LOOKUP => self.lookup(header.nodeid, body).map(|entry| put(&entry, answer)),
+            op::GETATTR => self.attributes(header.nodeid).map(|attr| {
+                let out = AttrOut { attr_valid: TIMEOUT_SECONDS, attr, ..AttrOut::default() };
+                put(&out, answer)
+            }),
+            op::OPEN => self.open(header.nodeid, answer),
+            op::READ => self.read(header.nodeid, body, answer),
+            op::RELEASE => self.release(header.nodeid, body),
+            op::OPENDIR => {
+                let flags = fopen::KEEP_CACHE | fopen::CACHE_DIR;
+                Ok(put(&OpenOut { open_flags: flags, ..OpenOut::default() }, answer))
+            }
+            op::READDIR => read_folder(header.nodeid, body, answer).map(Outcome::Reply),
+            op::STATFS => {
+                Ok(put(&StatfsOut { bsize: 4096, frsize: 4096, namelen: 255, ..StatfsOut::default() }, answer))
+            }
+            op::RELEASEDIR | op::FLUSH | op::FSYNC | op::FSYNCDIR | op::ACCESS | op::DESTROY => Ok(Outcome::Reply(0)),
+            op::FORGET | op::BATCH_FORGET => Ok(Outcome::Silent),
+            op::SETATTR
+            | op::SYMLINK
+            | op::MKNOD
+            | op::MKDIR
+            | op::UNLINK
+            | op::RMDIR
+            | op::RENAME
+            | op::RENAME2
+            | op::LINK
+            | op::WRITE
+            | op::CREATE
+            | op::TMPFILE
+            | op::FALLOCATE => Err(Errno::EROFS),
+            // The kernel remembers ENOSYS and does not ask again: GETXATTR, LISTXATTR, LSEEK (the file is all data), POLL, ...
+            _ => Err(Errno::ENOSYS),
+        };
+        result.unwrap_or_else(Outcome::Error)
+    }
+
+    fn lookup(&self, parent: u64, body: &[u8]) -> Result<EntryOut, Errno> {
+        let name = body.strip_suffix(&[0]).unwrap_or(body);
+        let attr = match parent {
+            ROOT_ID => folder_attributes(folder_of_name(name).ok_or(Errno::ENOENT)?),
+            FIRST_FOLDER..AFTER_LAST_FOLDER => {
+                let id = ObjectId::from_folder_and_name(&folder_name(parent), name).ok_or(Errno::ENOENT)?;
+                match self.registry.find(&id) {
+                    Ok(found) => object_attributes(&found),
+                    Err(NotFound::Unknown) => return Err(Errno::ENOENT),
+                    Err(NotFound::Collides(other)) => {
+                        tracing::error!(object = %id, %other, "two objects of different datasets have the same FUSE node id; read them on different nodes");
+                        return Err(Errno::EIO);
+                    }
+                }
+            }
+            _ => return Err(Errno::ENOTDIR),
+        };
+        Ok(EntryOut {
+            nodeid: attr.ino,
+            entry_valid: TIMEOUT_SECONDS,
+            attr_valid: TIMEOUT_SECONDS,
+            attr,
+            ..EntryOut::default()
+        })
+    }
+
+    fn attributes(&self, node_id: u64) -> Result<Attr, Errno> {
+        match node_id {
+            ROOT_ID | FIRST_FOLDER..AFTER_LAST_FOLDER => Ok(folder_attributes(node_id)),
+            _ => Ok(object_attributes(&self.find(node_id)?)),
+        }
+    }
+
+    /// The object with this node id. It was there when the kernel looked it up, so its catalog has been unmounted since.
+    fn find(&self, node_id: u64) -> Result<Found, Errno> {
+        self.registry.find_by_node_id(node_id).ok_or(Errno::ESTALE)
+    }
+
+    /// Waits for nothing: the lease is taken at the first read, of which there is none if the kernel still has the pages.
+    fn open(&self, node_id: u64, answer: &mut [u8]) -> Result<Outcome, Errno> {
+        if node_id < FIRST_OBJECT {
+            return Err(Errno::EISDIR);
+        }
+        self.object(node_id, 1)?;
+        let open_flags = fopen::KEEP_CACHE | fopen::NOFLUSH;
+        Ok(put(&OpenOut { fh: self.own_handle, open_flags, ..OpenOut::default() }, answer))
+    }
+
+    fn read(&self, node_id: u64, body: &[u8], answer: &mut [u8]) -> Result<Outcome, Errno> {
+        let (request, _) = ReadIn::read_from_prefix(body).map_err(|_| Errno::EINVAL)?;
+        // Without a handle of ours it was opened in a predecessor's life.
+        let object = self.object(node_id, 0)?;
+        let size = object.found.size;
+        let end = request.offset.saturating_add(u64::from(request.size)).min(size);
+        let range = request.offset.min(end)..end;
+        let length = (range.end - range.start) as usize;
+        let buffer = answer.get_mut(..length).ok_or(Errno::EINVAL)?;
+        if length == 0 {
+            return Ok(Outcome::Reply(0));
+        }
+        if let Some(length) = object.read_now(&range, buffer) {
+            object.found.catalog.count_served(length as u64);
+            return Ok(Outcome::Reply(length));
+        }
+        Ok(Outcome::Later(Box::pin(async move {
+            object.read(range).await.map_err(|error| log_failure(&object.found, &error))
+        })))
+    }
+
+    fn release(&self, node_id: u64, body: &[u8]) -> Result<Outcome, Errno> {
+        let (request, _) = ReleaseIn::read_from_prefix(body).map_err(|_| Errno::EINVAL)?;
+        self.end_handle(node_id, u64::from(request.fh == self.own_handle));
+        Ok(Outcome::Reply(0))
+    }
+
+    /// The opened object, entered with `handles` more handles.
+    fn object(&self, node_id: u64, handles: u64) -> Result<Arc<OpenObject>, Errno> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = open.get_mut(&node_id) {
+            known.handles += handles;
+            return Ok(Arc::clone(&known.object));
+        }
+        let object = Arc::new(OpenObject::new(self.find(node_id)?));
+        open.insert(node_id, Open { object: Arc::clone(&object), handles });
+        Ok(object)
+    }
+
+    /// Takes handles away; with the last one the lease ends. A predecessor's handle that is still open takes a new lease at its next read.
+    fn end_handle(&self, node_id: u64, handles: u64) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(known) = open.get_mut(&node_id) else { return };
+        known.handles = known.handles.saturating_sub(handles);
+        if known.handles > 0 {
+            return;
+        }
+        let last = open.remove(&node_id);
+        // Not under the lock: it may be the last to know the object.
+        drop(open);
+        drop(last);
+    }
+}
+
+fn log_failure(found: &Found, error: &ReadError) -> Errno {
+    let errno = error.errno();
+    tracing::error!(
+        object = %found.id, dataset = found.catalog.dataset_uid, catalog = found.catalog.catalog_id, %errno, %error,
+        "reading an object failed"
+    );
+    errno
+}
+
+fn put<T: IntoBytes + Immutable + KnownLayout>(value: &T, answer: &mut [u8]) -> Outcome {
+    let bytes = value.as_bytes();
+    match answer.get_mut(..bytes.len()) {
+        Some(space) => {
+            space.copy_from_slice(bytes);
+            Outcome::Reply(bytes.len())
+        }
+        None => Outcome::Error(Errno::EINVAL),
+    }
+}
+
+fn folder_attributes(node_id: u64) -> Attr {
+    Attr { ino: node_id, mode: FOLDER_MODE, nlink: 2, blksize: 4096, ..Attr::default() }
+}
+
+fn object_attributes(found: &Found) -> Attr {
+    Attr {
+        ino: found.id.fuse_node_id(),
+        size: found.size,
+        blocks: found.size.div_ceil(512),
+        mode: OBJECT_MODE,
+        nlink: 1,
+        blksize: 4096,
+        ..Attr::default()
+    }
+}
+
+/// `ab` for the folder with this node id.
+fn folder_name(node_id: u64) -> [u8; 2] {
+    const DIGITS: [u8; 16] = *b"0123456789abcdef";
+    let number = (node_id - FIRST_FOLDER) as usize;
+    [DIGITS[(number >> 4) & 15], DIGITS[number & 15]]
+}
+
+fn folder_of_name(name: &[u8]) -> Option<u64> {
+    let digit = |c: u8| match c {
+        b'0'..=b'9' => Some(u64::from(c - b'0')),
+        b'a'..=b'f' => Some(u64::from(c - b'a') + 10),
+        _ => None,
+    };
+    match name {
+        [a, b] => Some(FIRST_FOLDER + (digit(*a)? << 4 | digit(*b)?)),
+        _ => None,
+    }
+}
+
+/// The root lists its folders; the folders list nothing, because objects are only ever asked for by name.
+fn read_folder(node_id: u64, body: &[u8], answer: &mut [u8]) -> Result<usize, Errno> {
+    let (request, _) = ReadIn::read_from_prefix(body).map_err(|_| Errno::EINVAL)?;
+    let dots = [(node_id, b".".to_vec()), (ROOT_ID, b"..".to_vec())];
+    let folders = (FIRST_FOLDER..AFTER_LAST_FOLDER).map(|folder| (folder, folder_name(folder).to_vec()));
+    let names = dots.into_iter().chain(folders.filter(|_| node_id == ROOT_ID));
+    let (mut used, space) = (0, (request.size as usize).min(answer.len()));
+    for (index, (ino, name)) in names.enumerate().skip(request.offset as usize) {
+        let entry = Dirent { ino, off: index as u64 + 1, namelen: name.len() as u32, r#type: libc::DT_DIR.into() };
+        let length = (size_of::<Dirent>() + name.len()).next_multiple_of(8);
+        let Some(place) = answer.get_mut(used..used + length).filter(|_| used + length <= space) else { break };
+        place.fill(0);
+        let (head, tail) = place.split_at_mut(size_of::<Dirent>());
+        head.copy_from_slice(entry.as_bytes());
+        tail[..name.len()].copy_from_slice(&name);
+        used += length;
+    }
+    Ok(used)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_have_node_ids_2_to_257() {
+        assert_eq!((folder_of_name(b"00"), folder_of_name(b"ff")), (Some(2), Some(257)));
+        for node_id in FIRST_FOLDER..AFTER_LAST_FOLDER {
+            assert_eq!(folder_of_name(&folder_name(node_id)), Some(node_id));
+        }
+        for name in [&b"f"[..], b"FF", b"fff", b"g0", b""] {
+            assert_eq!(folder_of_name(name), None);
+        }
+    }
+
+    #[test]
+    fn a_listing_continues_where_the_last_one_ended() {
+        let mut answer = [0; 4096];
+        let (mut offset, mut names) = (0, Vec::new());
+        loop {
+            let request = ReadIn { fh: 0, offset, size: 100, read_flags: 0, lock_owner: 0, flags: 0, padding: 0 };
+            let length = read_folder(ROOT_ID, request.as_bytes(), &mut answer).unwrap();
+            if length == 0 {
+                break;
+            }
+            let mut rest = &answer[..length];
+            while !rest.is_empty() {
+                let (entry, tail) = Dirent::read_from_prefix(rest).unwrap();
+                names.push(String::from_utf8(tail[..entry.namelen as usize].to_vec()).unwrap());
+                rest = &rest[(size_of::<Dirent>() + entry.namelen as usize).next_multiple_of(8)..];
+                offset = entry.off;
+            }
+        }
+        assert_eq!(names.len(), 258);
+        assert_eq!((names[2].as_str(), names[257].as_str()), ("00", "ff"));
+    }
+}

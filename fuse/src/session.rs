@@ -1,0 +1,256 @@
+//! The session loop: threads that read requests from a /dev/fuse descriptor whose INIT has been answered, hand them to the file system, and
+//! write the answers. A request that takes time is finished on the tokio runtime, so a slow one never holds up the others; INTERRUPT ends
+//! it. The descriptor may have been served by another process before: what that one left unanswered is asked for again at the start.
+
+use std::collections::HashMap;
+use std::io::IoSlice;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::abi::{self, InHeader, InterruptIn, OutHeader, op};
+use crate::handshake::MAX_PAGES;
+use crate::objects::{Later, Objects, Outcome};
+use crate::registry::Registry;
+use crate::wake;
+
+/// Threads that read requests. More were no faster (`docs/performance.md`).
+const THREADS: usize = 2;
+
+/// The largest answer: a READ of all pages of a request.
+pub const ANSWER_BYTES: usize = MAX_PAGES as usize * 4096;
+
+/// How long [`Server::stop`] lets slow requests finish. What is then unfinished, the next server of the session is asked for again.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// A session being served. Dropping it stops serving without waiting; the mount stays, and whoever has the descriptor can serve it again.
+#[derive(Debug)]
+pub struct Server {
+    session: Arc<Session>,
+    threads: Vec<JoinHandle<()>>,
+    ended: watch::Receiver<bool>,
+}
+
+#[derive(Debug)]
+struct Session {
+    fd: Arc<OwnedFd>,
+    objects: Objects,
+    runtime: Handle,
+    stopping: AtomicBool,
+    slow: Mutex<Slow>,
+    ended: watch::Sender<bool>,
+}
+
+/// Requests that take time. Whoever removes an entry answers the request.
+#[derive(Debug, Default)]
+struct Slow {
+    next: u64,
+    by_unique: HashMap<u64, (u64, AbortHandle)>,
+}
+
+impl Server {
+    /// Serves the objects of `registry` on `fd`. Must be called within a tokio runtime.
+    pub fn start(fd: OwnedFd, registry: Registry) -> std::io::Result<Self> {
+        wake::install()?;
+        let (sender, ended) = watch::channel(false);
+        let session = Arc::new(Session {
+            fd: Arc::new(fd),
+            objects: Objects::new(registry),
+            runtime: Handle::current(),
+            stopping: AtomicBool::new(false),
+            slow: Mutex::default(),
+            ended: sender,
+        });
+        let threads = (0..THREADS).map(|number| {
+            let session = Arc::clone(&session);
+            std::thread::Builder::new().name(format!("fuse-{number}")).spawn(move || session.serve())
+        });
+        let threads = threads.collect::<Result<_, _>>()?;
+        session.resend();
+        Ok(Self { session, threads, ended })
+    }
+
+    /// The descriptor, to hand it on.
+    pub fn fd(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.session.fd)
+    }
+
+    /// Waits until the file system is unmounted (or the session aborted).
+    pub async fn ended(&self) {
+        let mut ended = self.ended.clone();
+        // Fails only when the sender is gone, which is an end too.
+        let _ = ended.wait_for(|ended| *ended).await;
+    }
+
+    /// Takes no more requests, finishes those under way, and returns. The session itself goes on.
+    pub async fn stop(mut self) {
+        self.session.stopping.store(true, Ordering::Release);
+        while self.threads.iter().any(|thread| !thread.is_finished()) {
+            self.wake_threads();
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        self.threads.clear();
+        let finished = async {
+            while !self.session.slow().by_unique.is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(GRACE, finished).await.is_err() {
+            tracing::info!("leaving slow requests to the next server of the session");
+        }
+    }
+
+    fn wake_threads(&self) {
+        self.threads.iter().filter(|thread| !thread.is_finished()).for_each(wake::wake);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.session.stopping.store(true, Ordering::Release);
+        let slow = std::mem::take(&mut self.session.slow().by_unique);
+        for (_, task) in slow.into_values() {
+            task.abort();
+        }
+        // A signal may come just before a thread blocks in read, so ask until it is gone.
+        let threads = std::mem::take(&mut self.threads);
+        if threads.is_empty() {
+            return;
+        }
+        let waking = std::thread::Builder::new().name("fuse-stop".into()).spawn(move || {
+            while threads.iter().any(|thread| !thread.is_finished()) {
+                threads.iter().filter(|thread| !thread.is_finished()).for_each(wake::wake);
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        if let Err(error) = waking {
+            tracing::error!(%error, "can't stop the session's threads; they end when it is unmounted");
+        }
+    }
+}
+
+impl Session {
+    fn serve(self: Arc<Self>) {
+        let _runtime = self.runtime.enter();
+        let mut request = vec![0_u8; abi::MIN_READ_BUFFER];
+        // Not zero, so that each page is really there: a page that is not while the kernel copies an answer from it, and the process is
+        // killed just then, fails the read with EIO.
+        let mut answer = vec![1_u8; ANSWER_BYTES];
+        while !self.stopping.load(Ordering::Acquire) {
+            match rustix::io::read(&*self.fd, &mut request[..]) {
+                Ok(length) => self.dispatch(request.get(..length).unwrap_or_default(), &mut answer),
+                // A wake-up; or the request was interrupted before we could have it.
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN | rustix::io::Errno::NOENT) => {}
+                Err(rustix::io::Errno::NODEV | rustix::io::Errno::CONNABORTED) => {
+                    self.end("unmounted");
+                    return;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "reading a request failed; the session is given up");
+                    self.end("unreadable");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn end(&self, why: &str) {
+        if !self.ended.send_replace(true) {
+            tracing::info!(why, "the FUSE session ended");
+        }
+    }
+
+    fn dispatch(self: &Arc<Self>, request: &[u8], answer: &mut [u8]) {
+        let Ok((header, body)) = InHeader::read_from_prefix(request) else {
+            tracing::error!(length = request.len(), "a request without a header was ignored");
+            return;
+        };
+        if header.opcode == op::INTERRUPT {
+            return self.interrupt(&header, body);
+        }
+        match self.objects.handle(&header, body, answer) {
+            Outcome::Reply(length) => self.reply(header.unique, 0, answer.get(..length).unwrap_or_default()),
+            Outcome::Error(errno) => self.reply(header.unique, -(errno as i32), &[]),
+            Outcome::Silent => {}
+            Outcome::Later(later) => self.finish_later(header.unique, later),
+        }
+    }
+
+    fn finish_later(self: &Arc<Self>, unique: u64, later: Later) {
+        let mut slow = self.slow();
+        slow.next += 1;
+        let ticket = slow.next;
+        let session = Arc::clone(self);
+        let task = self.runtime.spawn(async move {
+            let result = later.await;
+            if session.take(unique, Some(ticket)).is_some() {
+                match result {
+                    Ok(bytes) => session.reply(unique, 0, &bytes),
+                    Err(errno) => session.reply(unique, -(errno as i32), &[]),
+                }
+            }
+        });
+        slow.by_unique.insert(unique, (ticket, task.abort_handle()));
+    }
+
+    /// The right to answer a slow request, if it has not been answered yet.
+    fn take(&self, unique: u64, ticket: Option<u64>) -> Option<AbortHandle> {
+        let mut slow = self.slow();
+        let (held, _) = slow.by_unique.get(&unique)?;
+        if ticket.is_some_and(|ticket| ticket != *held) {
+            return None;
+        }
+        slow.by_unique.remove(&unique).map(|(_, task)| task)
+    }
+
+    /// A reader wants to give up: the slow request is answered with EINTR. If we do not have it, another thread may just be taking it up: the
+    /// kernel then asks again, and stops when the request is answered.
+    fn interrupt(&self, header: &InHeader, body: &[u8]) {
+        let Ok((interrupt, _)) = InterruptIn::read_from_prefix(body) else { return };
+        match self.take(interrupt.unique, None) {
+            Some(task) => {
+                task.abort();
+                self.reply(interrupt.unique, -(Errno::EINTR as i32), &[]);
+            }
+            None => self.reply(header.unique, -(Errno::EAGAIN as i32), &[]),
+        }
+    }
+
+    fn reply(&self, unique: u64, error: i32, body: &[u8]) {
+        let header = OutHeader { len: (size_of::<OutHeader>() + body.len()) as u32, error, unique };
+        let parts = [IoSlice::new(header.as_bytes()), IoSlice::new(body)];
+        match rustix::io::writev(&*self.fd, &parts) {
+            // ENOENT: the request was interrupted, or answered by a server before us. ENODEV: unmounted.
+            Ok(_) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::NODEV) => {}
+            Err(errno) => {
+                tracing::error!(unique, error, length = body.len(), %errno, "an answer was refused by the kernel")
+            }
+        }
+    }
+
+    /// Has requests sent again that a server before us had read and not answered.
+    fn resend(&self) {
+        let notification = OutHeader { len: size_of::<OutHeader>() as u32, error: abi::NOTIFY_RESEND, unique: 0 };
+        match rustix::io::write(&*self.fd, notification.as_bytes()) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INVAL) => {
+                tracing::warn!(
+                    "the kernel (before 6.9) can't send requests again; what a killed daemon was doing hangs until its reader is killed"
+                );
+            }
+            Err(error) => tracing::error!(%error, "asking for unanswered requests failed"),
+        }
+    }
+
+    fn slow(&self) -> MutexGuard<'_, Slow> {
+        self.slow.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
