@@ -143,7 +143,11 @@ impl Dataset {
     pub fn set_catalog_problem(&self, problem: Problem) {
         let mut current = self.catalog_problem.lock();
         if current.as_ref() != Some(&problem) {
-            tracing::warn!(dataset = self.config.full_name(), %problem, "no catalog yet");
+            if problem.reason == Reason::WaitingForCatalog {
+                tracing::info!(dataset = self.config.full_name(), %problem, "no catalog yet");
+            } else {
+                tracing::warn!(dataset = self.config.full_name(), %problem, "no catalog yet");
+            }
             *current = Some(problem);
         }
     }
@@ -188,17 +192,14 @@ impl Dataset {
     pub fn status(&self) -> node::DatasetStatus {
         let catalog = self.catalog();
         let tally = self.holdings().map(|holdings| holdings.tally()).unwrap_or_default();
-        let preload = self.config.preload.as_ref().filter(|_| catalog.is_some()).map(|_| node::PreloadProgress {
-            running: tally.loaded_bytes < tally.total_bytes,
-            ..self.preload_failures.progress(&tally)
-        });
+        let preload = self.config.preload.as_ref().filter(|_| self.holdings().is_some());
         node::DatasetStatus {
             uid: self.config.uid.clone(),
             catalog: catalog.as_deref().map(catalog_info),
             catalog_problem: self.catalog_problem.lock().as_ref().filter(|_| catalog.is_none()).map(Problem::to_proto),
             cached_bytes: tally.cached_bytes,
             owned_cached_bytes: tally.owned_cached_bytes,
-            preload,
+            preload: preload.map(|_| self.preload_failures.progress(&tally)),
             total: Some(self.counters.total()),
             last_hour: Some(self.counters.last_hour()),
             sources: self

@@ -1,11 +1,12 @@
 //! The parts of a node that work on an open cache folder: store, fetcher, datasets with their tasks. Made when the folder is opened, closed
 //! before it is erased; the servers outlive it.
 
+mod tidy;
+
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use forebay_catalog::ObjectId;
@@ -20,16 +21,13 @@ use crate::catalogue::{CatalogFolders, Keeper};
 use crate::dataset::{CatalogObject, Dataset};
 use crate::fetch::peers::Peers;
 use crate::fetch::placement::Members;
-use crate::fetch::{Ensured, FetchError, Fetched, Fetcher, Purpose};
+use crate::fetch::{Ensured, FetchError, Fetched, Fetcher, Memory, Purpose};
 use crate::holdings::Holdings;
 use crate::metrics::Metrics;
 use crate::preload::{self, Selection};
 use crate::problem::{Problem, Reason};
 use crate::store::{Store, StoreError};
-use crate::units::{ByteRange, ChunkIndex, chunk_count};
-
-/// Between two looks at what is to be tidied up.
-const TIDY: Duration = Duration::from_secs(2);
+use crate::units::{ByteRange, ChunkIndex, StripeIndex, chunk_count};
 
 /// Chunks behind a range that an answer tells to be present too.
 const TELL_AHEAD: u32 = 16;
@@ -73,8 +71,8 @@ pub struct ChunkRead {
     pub crc: u32,
     /// It was here before.
     pub was_cached: bool,
-    /// Keeps the memory accounted for while the bytes are on their way.
-    _fetched: Option<Fetched>,
+    /// To be held while the bytes are on their way.
+    pub memory: Memory,
 }
 
 impl Engine {
@@ -138,6 +136,8 @@ impl Engine {
             let others: Vec<_> = config.members.iter().map(|member| member.address).collect();
             self.fetcher.peers().retain(&others);
             self.fetcher.set_members(Arc::clone(&members));
+            let placed = Arc::clone(&members);
+            self.store.set_ownership(Arc::new(move |id| placed.owns(id, StripeIndex(0))));
         }
         self.store.set_capacity(config.node.capacity_bytes);
         for dataset in &config.datasets {
@@ -269,12 +269,15 @@ impl Engine {
     ) -> Result<ChunkRead, FetchError> {
         // Present and then not: evicted or found damaged between two looks.
         for _ in 0..5 {
-            if let Some((bytes, crc)) = self.store.read_chunk(&object.stored, chunk).await? {
-                return Ok(ChunkRead { bytes, crc, was_cached: true, _fetched: None });
+            if self.store.has(&object.stored.id, chunk) {
+                let memory = self.fetcher.memory_for_cached(chunk.range(object.stored.size).length).await?;
+                if let Some((bytes, crc)) = self.store.read_chunk(&object.stored, chunk).await? {
+                    return Ok(ChunkRead { bytes, crc, was_cached: true, memory });
+                }
             }
             if let Ensured::Fetched(fetched) = self.fetcher.ensure(dataset, object, chunk, Purpose::Owner).await? {
-                let Fetched { bytes, crc, was_cached, .. } = fetched.clone();
-                return Ok(ChunkRead { bytes, crc, was_cached, _fetched: Some(fetched) });
+                let Fetched { bytes, crc, was_cached, memory, .. } = fetched;
+                return Ok(ChunkRead { bytes, crc, was_cached, memory });
             }
         }
         Err(FetchError::internal(format!("object {} does not stay in the cache", object.stored.id)))
@@ -288,48 +291,6 @@ impl Engine {
         let last = further.take_while(|chunk| self.store.has(id, *chunk)).last().unwrap_or(last);
         let offset = first.range(size).offset;
         ByteRange { offset, length: last.range(size).end() - offset }
-    }
-
-    /// Removes what belongs to no dataset of the config any more, as far as it is not in use.
-    async fn tidy(&self) {
-        // First what is there, then what is wanted: what comes in between is not seen rather than taken for unwanted.
-        let on_disk = self.folders.datasets();
-        let datasets = self.all_datasets();
-        match on_disk {
-            Ok(on_disk) => {
-                for uid in on_disk.iter().filter(|uid| !datasets.iter().any(|dataset| dataset.uid() == **uid)) {
-                    if let Err(error) = self.folders.remove(uid) {
-                        tracing::warn!(uid, %error, "a removed dataset's catalogs could not be removed");
-                    }
-                }
-            }
-            Err(error) => tracing::warn!(%error, "looking for removed datasets' catalogs failed"),
-        }
-        // Whose object it is can be told only by the catalogs.
-        if datasets.iter().any(|dataset| dataset.catalog().is_none()) {
-            return;
-        }
-        let catalogs: Vec<_> = datasets.iter().filter_map(|dataset| Some((dataset.slot, dataset.catalog()?))).collect();
-        let mut evicted = false;
-        for (uid, slot) in self.store.known_datasets() {
-            if self.store.used_bytes_of(slot) > 0 && !datasets.iter().any(|dataset| dataset.uid() == uid) {
-                self.store.bequeath(slot, |id| {
-                    catalogs.iter().find(|(_, catalog)| catalog.table().find(id).is_some()).map(|(heir, _)| *heir)
-                });
-                evicted = true;
-            }
-        }
-        if evicted && let Err(error) = self.store.flush().await {
-            tracing::warn!(%error, "removing a dataset's objects failed");
-        }
-    }
-
-    /// Tidies up now and then; runs until dropped.
-    pub async fn look_after_disk(self: Arc<Self>) {
-        loop {
-            tokio::time::sleep(TIDY).await;
-            self.tidy().await;
-        }
     }
 
     /// The datasets' status.

@@ -175,3 +175,26 @@ fn sub(from: &mut Tally, part: &Tally) {
     from.total_bytes -= part.total_bytes;
     from.loaded_bytes -= part.loaded_bytes;
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::store::bitmap::Bitmap;
+
+    proptest! {
+        #[test]
+        fn the_stripes_of_an_object_add_up_to_it(size in 1_u64..(3 << 30), marks in proptest::collection::vec(any::<u32>(), 0..300)) {
+            let mut chunks = Bitmap::new(chunk_count(size));
+            for mark in marks {
+                chunks.insert(ChunkIndex(mark % chunk_count(size)));
+            }
+            for presence in [Presence::Absent, Presence::Complete, Presence::Partial(chunks)] {
+                let stripes = (0..stripe_count(size)).map(|stripe| stripe_bytes(size, StripeIndex(stripe), &presence));
+                let (bytes, present) = stripes.fold((0, 0), |sum, part| (sum.0 + part.0, sum.1 + part.1));
+                prop_assert_eq!((bytes, present), (size, presence.bytes(size)));
+            }
+        }
+    }
+}

@@ -1,5 +1,7 @@
 //! `forebay-node`: one cache node, until it is told to end.
 
+use std::time::Duration;
+
 use clap::Parser;
 use forebay_cache_node::args::{Args, Command};
 use forebay_cache_node::node::{Node, NodeOptions};
@@ -7,10 +9,17 @@ use forebay_cache_node::prepare;
 use forebay_protocol::config::RuntimeConfig;
 use tokio::signal::unix::{SignalKind, signal};
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
     let command = Args::parse().command();
     forebay_protocol::log::init();
+    let runtime = tokio::runtime::Runtime::new()?;
+    let ended = runtime.block_on(run(command));
+    // What matters is on the disk by now; a request to a source that hangs does not keep us.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
     let (config, advertise) = match command {
         Command::Prepare { cache_dir, run_dir } => return Ok(prepare::prepare(&cache_dir, &run_dir)?),
         Command::Run { config, advertise } => (config, advertise),

@@ -314,9 +314,9 @@ fn empty(folder: &Path) -> io::Result<()> {
     for entry in entries {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
-            std::fs::remove_dir_all(entry.path())?
+            std::fs::remove_dir_all(entry.path())?;
         } else {
-            std::fs::remove_file(entry.path())?
+            std::fs::remove_file(entry.path())?;
         }
     }
     Ok(())

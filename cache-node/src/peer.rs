@@ -89,7 +89,11 @@ impl Node for PeerServer {
             async move { engine.chunk_for_peer(&dataset, &object, chunk).await.map(|chunk_read| (chunk, chunk_read)) }
         });
         let pieces = chunks.buffered(READ_AHEAD).flat_map(|chunk| match chunk {
-            Ok((chunk, read)) => stream::iter(pieces(chunk, &read.bytes, read.crc, read.was_cached)).boxed(),
+            Ok((chunk, read)) => {
+                let pieces = pieces(chunk, &read.bytes, read.crc, read.was_cached);
+                // Held until the last piece is taken.
+                stream::iter(pieces).inspect(move |_| _ = &read.memory).boxed()
+            }
             Err(error) => stream::iter([Err(FetchError::to_status(&error))]).boxed(),
         });
         Ok(Response::new(pieces.boxed()))

@@ -1,7 +1,7 @@
 //! Preloading: every node loads the stripes it owns of the files that match. Desired state, not a queue: what is missing is looked up, loaded
 //! with bounded concurrency, and looked up again while anything failed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,8 +21,9 @@ use crate::units::{CHUNKS_PER_STRIPE, ChunkIndex, StripeIndex, chunk_count, stri
 /// Most chunks that wait or are in flight for one dataset; [`Fetcher::preload_turn`] bounds them for the node.
 const IN_FLIGHT: usize = 64;
 
-/// Failures that a status names.
+/// Failures that a status names, and those that are kept by name so that there are some to name when others are mended.
 const NAMED: usize = 10;
+const KEPT: usize = 100;
 
 /// Between two rounds while something failed.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
@@ -69,36 +70,46 @@ fn glob_set(patterns: &[String]) -> Result<GlobSet, globset::Error> {
     set.build()
 }
 
-/// What could not be loaded in the last round, by path.
+/// What could not be loaded when it was last tried.
 #[derive(Debug, Default)]
 pub struct Failures {
-    failed: Mutex<BTreeMap<ObjectId, (String, String)>>,
+    failed: Mutex<Failed>,
+}
+
+#[derive(Debug, Default)]
+struct Failed {
+    all: HashSet<ObjectId>,
+    named: BTreeMap<ObjectId, node::PreloadFailure>,
 }
 
 impl Failures {
     /// The progress that the sums and these failures make.
     pub fn progress(&self, tally: &Tally) -> node::PreloadProgress {
         let failed = self.failed.lock();
-        let named = failed.values().take(NAMED);
         node::PreloadProgress {
             total_files: tally.total_files,
             loaded_files: tally.loaded_files,
             total_bytes: tally.total_bytes,
             loaded_bytes: tally.loaded_bytes,
-            failed_files: failed.len() as u64,
-            failures: named
-                .map(|(path, reason)| node::PreloadFailure { path: path.clone(), reason: reason.clone() })
-                .collect(),
-            running: false,
+            failed_files: failed.all.len() as u64,
+            failures: failed.named.values().take(NAMED).cloned().collect(),
+            running: tally.loaded_bytes < tally.total_bytes,
         }
     }
 
     fn set(&self, id: ObjectId, path: &[u8], reason: String) {
-        self.failed.lock().insert(id, (String::from_utf8_lossy(path).into_owned(), reason));
+        let mut failed = self.failed.lock();
+        failed.all.insert(id);
+        if failed.named.len() < KEPT || failed.named.contains_key(&id) {
+            let path = String::from_utf8_lossy(path).into_owned();
+            failed.named.insert(id, node::PreloadFailure { path, reason });
+        }
     }
 
     fn clear(&self, id: &ObjectId) {
-        self.failed.lock().remove(id);
+        let mut failed = self.failed.lock();
+        failed.all.remove(id);
+        failed.named.remove(id);
     }
 }
 

@@ -319,7 +319,7 @@ async fn accept(listener: FdListener, shared: Arc<Shared>) {
                 connections.spawn(async move {
                     match shared.connection(socket).await {
                         Ok(()) => {
-                            tracing::warn!("the daemon closed its connection; reads of incomplete objects wait for it")
+                            tracing::warn!("the daemon closed its connection; reads of incomplete objects wait for it");
                         }
                         Err(error) => tracing::warn!(%error, "the daemon's connection ended"),
                     }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use forebay_protocol::csi::{identity_server::IdentityServer, node_server::NodeServer};
 use forebay_protocol::layout::{FOREBAY_GID, FUSE_UID, RUN_DIR};
@@ -20,6 +21,10 @@ use crate::node::{Node, NodeError};
 use crate::node_service::NodeService;
 use crate::paths::Paths;
 use crate::registration::RegistrationService;
+
+/// How long the plugin stays, when it is asked to end, for a daemon to have the session: both may be replaced at once, and one must have the
+/// descriptor at any time. Less than the chart's `terminationGracePeriodSeconds`.
+const HANDOVER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The CSI driver of a node.
 #[derive(Clone, Debug, clap::Parser)]
@@ -81,7 +86,7 @@ pub async fn run(arguments: Arguments, shutdown: impl Future<Output = ()>) -> Re
     let broker_socket = paths.broker_socket();
     let broker = Broker::listen(&broker_socket, Some(FOREBAY_GID), arguments.daemon_uid).await;
     let broker = broker.map_err(|source| ServerError::Listen { path: broker_socket, source })?;
-    let node = Node::start(&arguments.node_name, paths.clone(), datasets, broker).await?;
+    let node = Node::start(&arguments.node_name, paths.clone(), datasets, broker.clone()).await?;
 
     let (stop, stopped) = watch::channel(());
     let wait = |mut stopped: watch::Receiver<()>| async move {
@@ -100,6 +105,11 @@ pub async fn run(arguments: Arguments, shutdown: impl Future<Output = ()>) -> Re
     let shutdown = async {
         shutdown.await;
         tracing::info!("shutting down");
+        if broker.session().is_some() && broker.wait_served(HANDOVER_PATIENCE).await.is_err() {
+            tracing::error!(
+                "no daemon has the session: files that are not cached can't be read by running pods any more"
+            );
+        }
         drop(stop);
     };
     let (csi, registration, ()) = tokio::join!(csi, registration, shutdown);

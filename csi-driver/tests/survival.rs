@@ -208,6 +208,31 @@ async fn after_plugin_and_daemon_were_down_at_once_new_pods_read_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_is_asked_to_end_while_there_is_no_plugin_waits_for_one_to_take_the_session() {
+    if !can_mount() {
+        return;
+    }
+    let mut world = World::new(&[FILES]).await;
+    world.cache_node.shared.keep_partial.store(true, Ordering::SeqCst);
+    world.start_plugin().await;
+    world.start_daemon();
+    world.stage(0).await.unwrap();
+    let readers = Readers::start(2, &world.staging(0), &world.datasets[0]);
+    // As when both are replaced at once.
+    world.stop_plugin().await;
+    let old = world.daemon.take().unwrap();
+    let ending = tokio::task::spawn_blocking(|| old.terminate());
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(!ending.is_finished());
+    world.start_plugin().await;
+    ending.await.unwrap();
+    world.start_daemon();
+    let before = readers.reads();
+    until("reads by the next daemon", || readers.reads() > before + 20).await;
+    readers.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_daemon_that_is_asked_to_end_leaves_nothing_undone() {
     if !can_mount() {
         return;

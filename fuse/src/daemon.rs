@@ -10,6 +10,7 @@ use forebay_catalog::ObjectTable;
 use forebay_protocol::broker::{FromDaemon, FromPlugin, Hello, Mounted, Serving, from_daemon, from_plugin};
 use forebay_protocol::fdsocket::FdSocket;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::sync::watch;
 
 use crate::{Registry, Server};
 
@@ -19,11 +20,20 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause: what a pod's start waits at most for a plugin that has come back.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
+/// When it is asked to end, the daemon stays until the plugin has been there for so long: the plugin may just be ending too, and one of them must
+/// have the session's descriptor at any time.
+const HANDOVER_STABLE: Duration = Duration::from_secs(1);
+
+/// But not longer than this, less than the chart's `terminationGracePeriodSeconds`.
+const HANDOVER_PATIENCE: Duration = Duration::from_secs(10);
+
 /// What the daemon is doing.
 struct Daemon {
     broker: PathBuf,
     registry: Registry,
     serving: Option<(String, Server)>,
+    /// Whether the plugin has the descriptor too, or there is none.
+    may_end: watch::Sender<bool>,
 }
 
 /// Why a connection to the plugin ended.
@@ -40,10 +50,20 @@ enum ConnectionError {
 /// Serves what the plugin at the socket `broker` gives, until `shutdown` resolves; then finishes what is under way. The mounts stay.
 pub async fn run(broker: &Path, shutdown: impl Future<Output = ()>) {
     raise_descriptor_limit();
-    let mut daemon = Daemon { broker: broker.to_owned(), registry: Registry::new(), serving: None };
+    let (sender, may_end) = watch::channel(true);
+    let mut daemon = Daemon { broker: broker.to_owned(), registry: Registry::new(), serving: None, may_end: sender };
+    let handed_over = async {
+        shutdown.await;
+        tracing::info!("shutting down");
+        if tokio::time::timeout(HANDOVER_PATIENCE, stays_true(may_end, HANDOVER_STABLE)).await.is_err() {
+            tracing::error!(
+                "no CSI plugin has the session: files that are not cached can't be read by running pods any more"
+            );
+        }
+    };
     tokio::select! {
         () = daemon.keep_connected() => {}
-        () = shutdown => tracing::info!("shutting down"),
+        () = handed_over => {}
     }
     if let Some((_, server)) = daemon.serving.take() {
         server.stop().await;
@@ -60,7 +80,9 @@ impl Daemon {
                 Ok(plugin) => {
                     (pause, last_cause) = (FIRST_PAUSE, String::new());
                     tracing::info!(broker = %self.broker.display(), "connected to the CSI plugin");
-                    match self.talk(&plugin).await {
+                    let end = self.talk(&plugin).await;
+                    self.may_end.send_replace(self.serving.is_none());
+                    match end {
                         Ok(()) => "it closed the connection".to_owned(),
                         Err(error) => error.to_string(),
                     }
@@ -107,10 +129,12 @@ impl Daemon {
                     self.serve(&serve.session, fds.pop())?;
                     let serving = Serving { session: serve.session };
                     plugin.send(&FromDaemon { message: Some(from_daemon::Message::Serving(serving)) }, &[]).await?;
+                    self.may_end.send_replace(true);
                 }
                 Some(from_plugin::Message::Stop(stop)) => {
                     if let Some((_, server)) = self.serving.take_if(|(session, _)| *session == stop.session) {
                         server.stop().await;
+                        self.may_end.send_replace(true);
                         tracing::info!(session = stop.session, "stopped serving");
                     }
                 }
@@ -139,6 +163,17 @@ impl Daemon {
                 tracing::info!(session, "serving a session");
                 Ok(())
             }
+        }
+    }
+}
+
+/// Resolves when the value has been true for `time` without a break.
+async fn stays_true(mut value: watch::Receiver<bool>, time: Duration) {
+    // An error means that the sender is gone, and everything with it.
+    while value.wait_for(|value| *value).await.is_ok() {
+        match tokio::time::timeout(time, value.wait_for(|value| !*value)).await {
+            Ok(Ok(_)) => {}
+            _ => return,
         }
     }
 }

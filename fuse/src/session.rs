@@ -231,7 +231,7 @@ impl Session {
             // ENOENT: the request was interrupted, or answered by a server before us. ENODEV: unmounted.
             Ok(_) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::NODEV) => {}
             Err(errno) => {
-                tracing::error!(unique, error, length = body.len(), %errno, "an answer was refused by the kernel")
+                tracing::error!(unique, error, length = body.len(), %errno, "an answer was refused by the kernel");
             }
         }
     }

@@ -1,7 +1,7 @@
 //! What all reconciliations share: the client, the stores of watched objects, and what is remembered between them. Everything that must outlive
 //! the operator is in the API server; what is only here may be lost at any time.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -69,6 +69,7 @@ pub struct Context {
     runtimes: Mutex<HashMap<RuntimeName, RuntimeMemory>>,
     samples: Mutex<HashMap<String, Samples>>,
     waiting: Mutex<HashMap<String, Instant>>,
+    bound: Mutex<HashSet<String>>,
 }
 
 impl Context {
@@ -98,6 +99,7 @@ impl Context {
             runtimes: Mutex::default(),
             samples: Mutex::default(),
             waiting: Mutex::default(),
+            bound: Mutex::default(),
         }
     }
 
@@ -164,8 +166,19 @@ impl Context {
         lock(&self.waiting).entry(key.to_owned()).or_insert_with(Instant::now).elapsed()
     }
 
+    /// Whether the claim of the Dataset with this UID was seen bound.
+    pub fn is_bound(&self, uid: &str) -> bool {
+        lock(&self.bound).contains(uid)
+    }
+
+    /// The claim of the Dataset with this UID is bound.
+    pub fn set_bound(&self, uid: &str) {
+        lock(&self.bound).insert(uid.to_owned());
+    }
+
     /// Forgets an object by its UID.
     pub fn forget(&self, uid: &str) {
+        lock(&self.bound).remove(uid);
         lock(&self.samples).remove(uid);
         lock(&self.waiting).retain(|key, _| !key.starts_with(uid));
     }

@@ -124,7 +124,7 @@ impl Runtime {
     async fn ask(&mut self) -> Gathered {
         let targets = self.targets.clone();
         let channels: Vec<_> = targets.iter().map(|target| self.channel(target.address)).collect();
-        let answers = join_all(channels.into_iter().map(async |channel| status(channel?).await)).await;
+        let answers = join_all(channels.into_iter().map(|channel| async move { status(channel?).await })).await;
         let now = Instant::now();
         let mut nodes = Vec::new();
         for (target, status) in targets.into_iter().zip(answers) {

@@ -11,6 +11,9 @@ pub mod tls;
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
 pub mod node {
     tonic::include_proto!("forebay.node.v1");
+
+    /// Reason of a node's `catalog_problem` while another node makes the catalog: a consequence, never the cause.
+    pub const WAITING_FOR_CATALOG: &str = "WaitingForCatalog";
 }
 
 /// The socket between the FUSE daemon and the cache node of its machine.

@@ -19,12 +19,13 @@ use crate::source::retry;
 use crate::store::{Store, StoreError};
 use crate::units::ChunkIndex;
 pub use failure::FetchError;
+use failure::Kind;
 use peers::{PeerAnswer, Peers};
 use placement::{Hop, Members};
 use single_flight::SingleFlight;
 
-/// Memory for chunks on their way from a source, and as much again for those from peers: separate, so that nodes that wait for each other
-/// always have room for what the other reads from the source.
+/// Memory for chunks on their way from a source, as much again for those from peers, and for those from the cache to peers: separate, so
+/// that nodes that wait for each other always have room for what the other reads from the source.
 const IN_FLIGHT_BYTES: usize = 128 << 20;
 const PERMIT_BYTES: u64 = 4096;
 
@@ -47,9 +48,12 @@ pub struct Fetched {
     pub was_cached: bool,
     /// Whether this node has kept it, or why not.
     pub kept: Result<(), Arc<StoreError>>,
-    /// Its share of the memory for chunks, until the last holder is gone.
-    _memory: Arc<OwnedSemaphorePermit>,
+    /// Its share of the memory for chunks.
+    pub memory: Memory,
 }
+
+/// A share of the memory for chunks, until the last holder is gone.
+pub type Memory = Arc<OwnedSemaphorePermit>;
 
 /// How a chunk came to be present.
 #[derive(Clone, Debug)]
@@ -79,6 +83,7 @@ pub struct Fetcher {
     flights: SingleFlight<(ObjectId, ChunkIndex, Purpose), Result<Ensured, FetchError>>,
     from_source: Arc<Semaphore>,
     from_peers: Arc<Semaphore>,
+    from_cache: Arc<Semaphore>,
     /// Apart from the readers', so that they never queue behind preloads.
     preloads: Semaphore,
     metrics: Arc<Metrics>,
@@ -95,6 +100,7 @@ impl Fetcher {
             flights: SingleFlight::default(),
             from_source: memory(),
             from_peers: memory(),
+            from_cache: memory(),
             preloads: Semaphore::new(PRELOAD_TURNS),
             metrics,
         }
@@ -122,6 +128,11 @@ impl Fetcher {
         self.preloads.acquire_many(turns).await.ok()
     }
 
+    /// Memory for a chunk that is to be read from the cache; waits until there is some.
+    pub async fn memory_for_cached(&self, bytes: u64) -> Result<Memory, FetchError> {
+        reserve(&self.from_cache, bytes).await
+    }
+
     /// Makes a chunk present.
     pub async fn ensure(
         self: &Arc<Self>,
@@ -134,42 +145,59 @@ impl Fetcher {
         if self.store.has(&id, chunk) {
             return Ok(Ensured::Present);
         }
-        let purpose = if self.members().owns(&id, chunk.stripe()) { Purpose::Owner } else { purpose };
+        if purpose == Purpose::Owner || self.members().owns(&id, chunk.stripe()) {
+            return self.ensure_from_source(dataset, object, chunk).await;
+        }
         let work = || {
             let (this, dataset, object) = (Arc::clone(self), Arc::clone(dataset), object.clone());
             async move {
-                // It may have come between the look above and the beginning of this flight.
+                if let Some(fetched) = this.fetch_from_peers(&dataset, &object, chunk).await? {
+                    return Ok(Ensured::Fetched(fetched));
+                }
+                // A peer that has given up the owner too may have asked this node meanwhile.
+                this.ensure_from_source(&dataset, &object, chunk).await
+            }
+        };
+        flown(self.flights.run((id, chunk, Purpose::Reader), work).await)
+    }
+
+    /// The flight that peers may wait for, since it never waits for a peer.
+    async fn ensure_from_source(
+        self: &Arc<Self>,
+        dataset: &Arc<Dataset>,
+        object: &CatalogObject,
+        chunk: ChunkIndex,
+    ) -> Result<Ensured, FetchError> {
+        let work = || {
+            let (this, dataset, object) = (Arc::clone(self), Arc::clone(dataset), object.clone());
+            async move {
+                // It may have come between the last look and the beginning of this flight.
                 if this.store.has(&object.stored.id, chunk) {
                     return Ok(Ensured::Present);
                 }
-                this.fetch(&dataset, &object, chunk, purpose).await.map(Ensured::Fetched)
+                this.fetch_from_source(&dataset, &object, chunk).await.map(Ensured::Fetched)
             }
         };
-        self.flights
-            .run((id, chunk, purpose), work)
-            .await
-            .unwrap_or_else(|| Err(FetchError::internal("a fetch panicked")))
+        flown(self.flights.run((object.stored.id, chunk, Purpose::Owner), work).await)
     }
 
-    async fn fetch(
+    /// None when no member that comes before this node can give the chunk.
+    async fn fetch_from_peers(
         &self,
         dataset: &Dataset,
         object: &CatalogObject,
         chunk: ChunkIndex,
-        purpose: Purpose,
-    ) -> Result<Fetched, FetchError> {
-        let route = match purpose {
-            Purpose::Reader => self.members().route(&object.stored.id, chunk.stripe()),
-            Purpose::Owner => vec![Hop::Source],
-        };
-        for hop in route {
-            if let Hop::Peer(peer) = hop
-                && let Some(fetched) = self.fetch_from_peer(dataset, object, chunk, peer).await?
-            {
-                return Ok(fetched);
+    ) -> Result<Option<Fetched>, FetchError> {
+        for hop in self.members().route(&object.stored.id, chunk.stripe()) {
+            let Hop::Peer(peer) = hop else { break };
+            match self.fetch_from_peer(dataset, object, chunk, peer).await {
+                Ok(None) => {}
+                // It may have other credentials than this node, old or new; no third one has better ones.
+                Err(error) if error.kind() == Kind::Source => break,
+                result => return result,
             }
         }
-        self.fetch_from_source(dataset, object, chunk).await
+        Ok(None)
     }
 
     /// None when the peer can't be reached or can't help, and the next is to be asked.
@@ -195,7 +223,7 @@ impl Fetcher {
         };
         dataset.counters.add_peer(length);
         let kept = self.keep(object, chunk, &bytes, crc).await;
-        Ok(Some(Fetched { bytes, crc, origin: Origin::Peer, was_cached, kept, _memory: memory }))
+        Ok(Some(Fetched { bytes, crc, origin: Origin::Peer, was_cached, kept, memory }))
     }
 
     async fn fetch_from_source(
@@ -210,7 +238,7 @@ impl Fetcher {
         let bytes = source.read(retry::READING, &object.version, range).await.map_err(FetchError::from)?;
         let crc = crc32c::crc32c(&bytes);
         let kept = self.keep(object, chunk, &bytes, crc).await;
-        Ok(Fetched { bytes, crc, origin: Origin::Source, was_cached: false, kept, _memory: memory })
+        Ok(Fetched { bytes, crc, origin: Origin::Source, was_cached: false, kept, memory })
     }
 
     async fn keep(
@@ -228,7 +256,11 @@ impl Fetcher {
     }
 }
 
-async fn reserve(memory: &Arc<Semaphore>, bytes: u64) -> Result<Arc<OwnedSemaphorePermit>, FetchError> {
+fn flown(result: Option<Result<Ensured, FetchError>>) -> Result<Ensured, FetchError> {
+    result.unwrap_or_else(|| Err(FetchError::internal("a fetch panicked")))
+}
+
+async fn reserve(memory: &Arc<Semaphore>, bytes: u64) -> Result<Memory, FetchError> {
     let permits = u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
     let permit = Arc::clone(memory).acquire_many_owned(permits).await;
     permit.map(Arc::new).map_err(|_| FetchError::internal("the node is stopping"))

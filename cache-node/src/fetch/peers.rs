@@ -43,6 +43,8 @@ pub struct Peers {
 struct Peer {
     channel: Channel,
     resting_until: Option<Instant>,
+    /// Datasets that it did not know, and until when it is not asked for them.
+    lacking: HashMap<String, Instant>,
 }
 
 /// What came of asking a peer for a chunk.
@@ -78,7 +80,7 @@ impl Peers {
             peer.channel.clone()
         } else {
             let channel = self.endpoint(address)?.connect_lazy();
-            peers.insert(address, Peer { channel: channel.clone(), resting_until: None });
+            peers.insert(address, Peer { channel: channel.clone(), resting_until: None, lacking: HashMap::new() });
             channel
         };
         Ok(NodeClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
@@ -111,14 +113,22 @@ impl Peers {
         }
     }
 
-    fn is_resting(&self, address: SocketAddr) -> bool {
-        let peers = self.peers.lock();
-        peers.get(&address).and_then(|peer| peer.resting_until).is_some_and(|until| until > Instant::now())
+    fn is_resting(&self, address: SocketAddr, dataset_uid: &str) -> bool {
+        let (peers, now) = (self.peers.lock(), Instant::now());
+        peers.get(&address).is_some_and(|peer| {
+            peer.resting_until.is_some_and(|until| until > now)
+                || peer.lacking.get(dataset_uid).is_some_and(|until| *until > now)
+        })
     }
 
-    fn rest(&self, address: SocketAddr) {
+    /// Leaves a peer alone for a moment, altogether or for a dataset.
+    fn rest(&self, address: SocketAddr, dataset_uid: Option<&str>) {
         if let Some(peer) = self.peers.lock().get_mut(&address) {
-            peer.resting_until = Some(Instant::now() + REST);
+            let until = Instant::now() + REST;
+            match dataset_uid {
+                Some(uid) => drop(peer.lacking.insert(uid.to_owned(), until)),
+                None => peer.resting_until = Some(until),
+            }
         }
     }
 
@@ -130,7 +140,7 @@ impl Peers {
         object: &ObjectRef,
         chunk: ChunkIndex,
     ) -> PeerAnswer {
-        if self.is_resting(address) {
+        if self.is_resting(address, dataset_uid) {
             return PeerAnswer::Unavailable;
         }
         let began = Instant::now();
@@ -149,20 +159,22 @@ impl Peers {
                 return PeerAnswer::Failed(error);
             }
             tracing::debug!(%address, %status, "a peer did not give a chunk");
-            let can_be_reached = matches!(status.code(), Code::NotFound | Code::ResourceExhausted);
             let patience = if status.code() == Code::NotFound { CATALOG_PATIENCE } else { PATIENCE };
             match waits.next() {
                 Some(wait) if began.elapsed() + wait < patience => tokio::time::sleep(wait).await,
                 _ => {
                     tracing::warn!(%address, %status, "a peer can't help; the next one is asked");
-                    if !can_be_reached {
-                        self.rest(address);
+                    match status.code() {
+                        Code::NotFound => self.rest(address, Some(dataset_uid)),
+                        // Its disk fails; its answers are quick.
+                        Code::ResourceExhausted => {}
+                        _ => self.rest(address, None),
                     }
                     return PeerAnswer::Unavailable;
                 }
             }
             // Another chunk's try may have found out meanwhile.
-            if self.is_resting(address) {
+            if self.is_resting(address, dataset_uid) {
                 return PeerAnswer::Unavailable;
             }
         }

@@ -28,9 +28,9 @@ impl Clock {
         self.queue.push_back(id);
     }
 
-    /// Objects to evict to free `need` bytes, or as much as can be. `standing` is asked about each object under the hand and forgets that
+    /// Objects to evict, with their bytes, to free `need` bytes, or as much as can be. `standing` is asked about each object under the hand and forgets that
     /// it was read; it is asked at most twice about each.
-    pub fn plan(&mut self, need: u64, mut standing: impl FnMut(&ObjectId) -> Standing) -> Vec<ObjectId> {
+    pub fn plan(&mut self, need: u64, mut standing: impl FnMut(&ObjectId) -> Standing) -> Vec<(ObjectId, u64)> {
         let mut victims = Vec::new();
         let mut freed = 0;
         for _ in 0..self.queue.len() * 2 {
@@ -43,7 +43,7 @@ impl Clock {
                 Standing::Stays => self.queue.push_back(id),
                 Standing::Goes(bytes) => {
                     freed += bytes;
-                    victims.push(id);
+                    victims.push((id, bytes));
                 }
             }
         }
@@ -73,8 +73,8 @@ mod tests {
             o if read.remove(o).is_some() => Standing::Stays,
             _ => Standing::Goes(10),
         };
-        assert_eq!(clock.plan(15, &mut standing), [id(4), id(5)]);
-        assert_eq!(clock.plan(100, &mut standing), [id(1)]);
+        assert_eq!(clock.plan(15, &mut standing), [(id(4), 10), (id(5), 10)]);
+        assert_eq!(clock.plan(100, &mut standing), [(id(1), 10)]);
         assert_eq!(clock.plan(100, &mut standing), []);
     }
 }

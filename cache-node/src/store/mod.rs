@@ -11,10 +11,13 @@ mod index;
 mod lease;
 #[cfg(test)]
 mod model;
+mod open;
+mod read;
 mod record;
 mod room;
 mod slot;
 mod usage;
+mod write;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -22,10 +25,9 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 
-use bytes::Bytes;
 use forebay_catalog::ObjectId;
 use forebay_protocol::layout::CacheLayout;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore};
 
 use backing::Backing;
@@ -78,6 +80,11 @@ impl StoreError {
         Self::Io { what: what.into(), source }
     }
 
+    /// Whether the disk is full, whatever the capacity says.
+    fn is_disk_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    }
+
     fn index(error: impl Into<redb::Error>) -> Self {
         Self::Index(Box::new(error.into()))
     }
@@ -115,6 +122,9 @@ pub struct Change {
 /// Is told of every change; must be quick and must not call the store.
 pub type Observer = Arc<dyn Fn(&Change) + Send + Sync>;
 
+/// Whether this node owns an object, as opposed to having a copy.
+pub type Ownership = Arc<dyn Fn(&ObjectId) -> bool + Send + Sync>;
+
 /// A file handed to a reader.
 #[derive(Debug)]
 pub struct Opened {
@@ -133,6 +143,7 @@ pub struct Store {
     slots: Slots,
     usage: Arc<Usage>,
     clock: Mutex<Clock>,
+    owns: RwLock<Ownership>,
     capacity: AtomicU64,
     generations: AtomicU64,
     datasets: Mutex<HashMap<String, DatasetSlot>>,
@@ -182,6 +193,7 @@ impl Store {
             slots: Slots::new(),
             usage: Arc::default(),
             clock: Mutex::default(),
+            owns: RwLock::new(Arc::new(|_| true)),
             capacity: AtomicU64::new(capacity),
             generations: AtomicU64::new(1),
             observer,
@@ -295,173 +307,6 @@ impl Store {
     pub fn touch(&self, id: &ObjectId) {
         if let Some(slot) = self.slots.lock(id).get_mut(id) {
             slot.visited = true;
-        }
-    }
-
-    /// Holds an object, which becomes known if it was not.
-    async fn pin(self: &Arc<Self>, object: &ObjectRef) -> Lease {
-        loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            {
-                let mut shard = self.slots.lock(&object.id);
-                let slot = shard.entry(object.id).or_insert_with(|| {
-                    self.new_slot(object.size, object.dataset, Body::Partial(Box::new(Partial::new(object.size))))
-                });
-                if !slot.evicting {
-                    slot.pins += 1;
-                    slot.visited = true;
-                    return Lease { store: Arc::clone(self), id: object.id, generation: slot.generation };
-                }
-            }
-            changed.await;
-        }
-    }
-
-    /// Leases an object and opens its file, which may still be full of holes.
-    pub async fn open_object(self: &Arc<Self>, object: &ObjectRef) -> Result<Opened, StoreError> {
-        loop {
-            let lease = self.pin(object).await;
-            let (this, object) = (Arc::clone(self), *object);
-            let opened = blocking(move || this.open_leased(lease, &object)).await?;
-            if let Some(opened) = opened {
-                return Ok(opened);
-            }
-        }
-    }
-
-    /// None when the file was missing and the object has been forgotten.
-    fn open_leased(&self, lease: Lease, object: &ObjectRef) -> Result<Option<Opened>, StoreError> {
-        let id = object.id;
-        let failed = |error| StoreError::io(format!("opening the cached object {id}"), error);
-        let complete = {
-            let shard = self.slots.lock(&id);
-            shard.get(&id).is_some_and(|slot| matches!(slot.body, Body::Complete))
-        };
-        match self.backing.open(&id).map_err(failed)? {
-            Some(found) if complete => {
-                if !found.complete {
-                    // A crash came between the index and the rename.
-                    self.backing.publish(&id).map_err(failed)?;
-                }
-                Ok(Some(Opened { lease, file: found.file, complete: true }))
-            }
-            Some(found) => {
-                // The size is set at the first write; readers may come earlier.
-                if found.file.metadata().map_err(failed)?.len() != object.size && !found.complete {
-                    self.backing.open_for_writing(&id, object.size).map_err(failed)?;
-                }
-                let complete = self.is_complete(&id);
-                Ok(Some(Opened { lease, file: found.file, complete }))
-            }
-            None if self.has_bytes(&id) => {
-                tracing::error!(%id, "a cached object's file is missing; it is fetched again");
-                (self.failures)();
-                self.forget(&id);
-                Ok(None)
-            }
-            None => {
-                self.backing.open_for_writing(&id, object.size).map_err(failed)?;
-                let found = self.backing.open(&id).map_err(failed)?;
-                Ok(found.map(|found| Opened { lease, file: found.file, complete: false }))
-            }
-        }
-    }
-
-    fn has_bytes(&self, id: &ObjectId) -> bool {
-        self.slots.lock(id).get(id).is_some_and(|slot| slot.bytes() > 0)
-    }
-
-    /// Keeps a verified chunk. When this returns it can be read, also through files that are open already; it survives a crash a little later.
-    pub async fn write_chunk(
-        self: &Arc<Self>,
-        object: &ObjectRef,
-        chunk: ChunkIndex,
-        bytes: Bytes,
-        crc: u32,
-    ) -> Result<(), StoreError> {
-        if self.has(&object.id, chunk) {
-            return Ok(());
-        }
-        self.make_room(object.dataset, bytes.len() as u64).await?;
-        let pin = self.pin(object).await;
-        let permit = Arc::clone(&self.uncommitted).acquire_owned().await.map_err(|_| StoreError::Closed)?;
-        let (this, object) = (Arc::clone(self), *object);
-        blocking(move || {
-            let id = object.id;
-            let failed = |error| StoreError::io(format!("writing the cached object {id}"), error);
-            let file = this.backing.open_for_writing(&id, object.size).map_err(failed)?;
-            backing::write_at(&file, &bytes, chunk.range(object.size).offset).map_err(failed)?;
-            let first = {
-                let mut shard = this.slots.lock(&id);
-                let Some(slot) = shard.get_mut(&id).filter(|slot| slot.generation == pin.generation) else {
-                    return Ok(());
-                };
-                let Body::Partial(partial) = &mut slot.body else { return Ok(()) };
-                let first = partial.written.count() == 0;
-                if !partial.written.insert(chunk) {
-                    return Ok(());
-                }
-                if let Some(kept) = partial.crcs.get_mut(chunk.0 as usize) {
-                    *kept = crc;
-                }
-                this.usage.add(slot.dataset, bytes.len() as u64);
-                first
-            };
-            if first {
-                // Not under the shard's lock: the clock's comes before it.
-                this.clock.lock().insert(id);
-            }
-            this.send(Op::Written { pin, chunk, file: Arc::new(file), permit })
-        })
-        .await
-    }
-
-    /// Reads and verifies a chunk; none when it is not here, or was here and is damaged (and now forgotten).
-    pub async fn read_chunk(
-        self: &Arc<Self>,
-        object: &ObjectRef,
-        chunk: ChunkIndex,
-    ) -> Result<Option<(Bytes, u32)>, StoreError> {
-        let (this, object) = (Arc::clone(self), *object);
-        blocking(move || this.read_chunk_now(&object, chunk)).await
-    }
-
-    fn read_chunk_now(&self, object: &ObjectRef, chunk: ChunkIndex) -> Result<Option<(Bytes, u32)>, StoreError> {
-        let id = object.id;
-        let crc = {
-            let mut shard = self.slots.lock(&id);
-            let Some(slot) = shard.get_mut(&id).filter(|slot| !slot.evicting && slot.has(chunk)) else {
-                return Ok(None);
-            };
-            slot.visited = true;
-            match &slot.body {
-                Body::Complete => None,
-                Body::Partial(partial) => partial.crcs.get(chunk.0 as usize).copied(),
-            }
-        };
-        let crc = match crc {
-            Some(crc) => Some(crc),
-            None => self.index.crc(&id, chunk)?,
-        };
-        let range = chunk.range(object.size);
-        let bytes = match self.backing.open(&id) {
-            Ok(Some(found)) => backing::read_at(&found.file, range.offset, range.length),
-            Ok(None) => Err(io::ErrorKind::NotFound.into()),
-            Err(error) => Err(error),
-        };
-        match bytes {
-            Ok(bytes) if Some(crc32c::crc32c(&bytes)) == crc => Ok(Some((bytes.into(), crc.unwrap_or_default()))),
-            // Evicted meanwhile.
-            _ if !self.has(&id, chunk) => Ok(None),
-            damaged => {
-                let cause = damaged.err().map_or_else(|| "its checksum is wrong".to_owned(), |error| error.to_string());
-                tracing::error!(%id, chunk = chunk.0, cause, "a cached chunk is damaged; the object is fetched again");
-                (self.failures)();
-                self.forget(&id);
-                Ok(None)
-            }
         }
     }
 

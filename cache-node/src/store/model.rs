@@ -8,6 +8,8 @@ use forebay_protocol::config::CHUNK_BYTES;
 use proptest::prelude::*;
 
 use super::crash::CrashPoint;
+use bytes::Bytes;
+
 use super::*;
 use crate::units::chunk_count;
 

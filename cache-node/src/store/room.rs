@@ -10,9 +10,9 @@ use forebay_catalog::ObjectId;
 use super::commit::Op;
 use super::eviction::Standing;
 use super::record::DatasetSlot;
-use super::slot::Slots;
+use super::slot::{Slot, Slots};
 use super::usage::Reservation;
-use super::{Store, StoreError};
+use super::{Ownership, Store, StoreError};
 
 /// Eviction begins above this share of the capacity, in percent, ...
 const HIGH: u64 = 95;
@@ -29,10 +29,16 @@ impl Store {
         self.evict_to_watermark(0);
     }
 
-    /// Room for so many bytes more, if there is any without evicting something.
+    /// Room for so many bytes more, if there is any without evicting something. Ends where eviction ends, so that what is loaded ahead and what
+    /// is read do not drive each other out for ever.
     pub fn reserve(&self, dataset: DatasetSlot, bytes: u64) -> Option<Reservation> {
-        let dataset_limit = percent(self.usage.limit(dataset), HIGH);
-        self.usage.reserve(dataset, bytes, percent(self.capacity(), HIGH), dataset_limit)
+        let dataset_limit = percent(self.usage.limit(dataset), LOW);
+        self.usage.reserve(dataset, bytes, percent(self.capacity(), LOW), dataset_limit)
+    }
+
+    /// Tells own objects from copies of others': copies are evicted first, since a peer has them too.
+    pub fn set_ownership(&self, owns: Ownership) {
+        *self.owns.write() = owns;
     }
 
     /// How many bytes a dataset's objects may take on this node; takes effect with the next write.
@@ -61,6 +67,11 @@ impl Store {
         }
         let all = orphans.len();
         orphans.into_iter().filter(|id| self.mark(id)).count() == all
+    }
+
+    /// Evicts a few percent of what there is.
+    pub(super) fn evict_some(&self) {
+        self.evict(percent(self.usage.remaining(), 100 - HIGH), None);
     }
 
     pub(super) async fn make_room(self: &Arc<Self>, dataset: DatasetSlot, bytes: u64) -> Result<(), StoreError> {
@@ -97,16 +108,29 @@ impl Store {
     }
 
     fn evict(&self, need: u64, only: Option<DatasetSlot>) {
+        let owns = self.owns.read().clone();
+        let freed = self.evict_where(need, |id, slot| only.is_none_or(|only| slot.dataset == only) && !owns(id));
+        if freed < need {
+            self.evict_where(need - freed, |_, slot| only.is_none_or(|only| slot.dataset == only));
+        }
+    }
+
+    /// Evicts up to `need` bytes of objects that may go; how many it was.
+    fn evict_where(&self, need: u64, may_go: impl Fn(&ObjectId, &Slot) -> bool) -> u64 {
         let victims = {
             let mut clock = self.clock.lock();
-            clock.plan(need, |id| standing(&self.slots, id, only))
+            clock.plan(need, |id| standing(&self.slots, id, &may_go))
         };
-        for id in victims {
-            if !self.mark(&id) {
+        let mut freed = 0;
+        for (id, bytes) in victims {
+            if self.mark(&id) {
+                freed += bytes;
+            } else {
                 // In use since the plan was made: back into the order.
                 self.clock.lock().insert(id);
             }
         }
+        freed
     }
 
     /// Marks an object as evicting and has it unlinked; false when it is in use.
@@ -126,17 +150,14 @@ impl Store {
     }
 }
 
-fn standing(slots: &Slots, id: &ObjectId, only: Option<DatasetSlot>) -> Standing {
+fn standing(slots: &Slots, id: &ObjectId, may_go: impl Fn(&ObjectId, &Slot) -> bool) -> Standing {
     let mut shard = slots.lock(id);
     let Some(slot) = shard.get_mut(id) else { return Standing::Gone };
     if slot.evicting {
         // Its bytes are as good as free.
         return Standing::Gone;
     }
-    if slot.pins > 0 || only.is_some_and(|only| slot.dataset != only) {
-        return Standing::Stays;
-    }
-    if std::mem::take(&mut slot.visited) {
+    if slot.pins > 0 || !may_go(id, slot) || std::mem::take(&mut slot.visited) {
         return Standing::Stays;
     }
     Standing::Goes(slot.bytes())

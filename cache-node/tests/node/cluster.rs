@@ -196,3 +196,26 @@ async fn a_damaged_or_missing_file_is_noticed_and_fetched_again() {
     read_all(&nodes[1], &objects).await;
     assert_eq!(nodes[0].metric("forebay_verification_failures_total").await, 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_a_node_is_killed_while_all_read_no_read_fails_on_the_others() {
+    let Some(gateway) = Gateway::start().await else { return };
+    let objects: BTreeMap<_, _> = (0..30).map(|i| (format!("f{i}"), content(i, (5 << 20) + i as usize))).collect();
+    gateway.put(objects.clone()).await;
+    let mut nodes = cluster(&three(), gateway.address, false).await;
+    join_all(nodes.iter().map(|node| node.catalog_id(UID))).await;
+    let mut killed = nodes.pop().unwrap();
+    let kill = async {
+        wait_for("reads to be under way", Duration::from_secs(30), || async {
+            (killed.metric("forebay_source_read_bytes_total").await > total(&objects) / 12).then_some(())
+        })
+        .await;
+        killed.kill();
+    };
+    tokio::join!(read_all(&nodes[0], &objects), read_all(&nodes[1], &objects), kill);
+    let mut source = 0;
+    for node in &nodes {
+        source += node.metric("forebay_source_read_bytes_total").await;
+    }
+    assert!(source <= total(&objects), "{source} of {}", total(&objects));
+}

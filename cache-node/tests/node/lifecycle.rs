@@ -146,3 +146,45 @@ async fn only_what_matches_is_preloaded_and_what_does_not_fit_says_so() {
     node.wait_preloaded("d").await;
     assert_eq!(node.dataset("d").await.preload.unwrap().failed_files, 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_member_that_is_to_list_is_dead_the_next_one_lists() {
+    use forebay_cache_node::fetch::placement::Members;
+    let source = scratch();
+    std::fs::write(source.path().join("f"), "content").unwrap();
+    let addresses = [free_address([127, 0, 0, 2]), free_address([127, 0, 0, 3])];
+    let node = NodeProcess::start(|folder| {
+        let mut config = config(folder, addresses[0], &addresses, vec![]);
+        let members = Members::new(&config.members, "", &addresses[..1]);
+        let uid = (0..100).map(|i| format!("d{i}")).find(|uid| !members.before_me_for_catalog(uid).is_empty()).unwrap();
+        config.datasets = vec![dataset(&uid, file_source(source.path()))];
+        config
+    })
+    .await;
+    let uid = node.config.datasets[0].uid.clone();
+    let waits = |dataset: &forebay_protocol::node::DatasetStatus| {
+        dataset.catalog_problem.clone().filter(|problem| problem.reason == "WaitingForCatalog")
+    };
+    let problem = node.wait_dataset("the problem", &uid, waits).await;
+    assert!(problem.message.contains(&addresses[1].to_string()), "{problem:?}");
+    let reader = node.reader(&uid).await;
+    assert_eq!(reader.read(&reader.files()["f"], 100).await.unwrap(), b"content");
+}
+
+#[test]
+fn prepare_makes_the_folders_for_a_node_without_rights() {
+    use std::os::unix::fs::MetadataExt;
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root can give folders away");
+        return;
+    }
+    let folder = scratch();
+    let (cache, run) = (folder.path().join("a/cache"), folder.path().join("run"));
+    for _ in 0..2 {
+        let mut prepare = std::process::Command::new(env!("CARGO_BIN_EXE_forebay-node"));
+        prepare.arg("prepare").arg("--cache-dir").arg(&cache).arg("--run-dir").arg(&run);
+        assert!(prepare.status().unwrap().success());
+        let of = |path| std::fs::metadata(path).map(|m| (m.uid(), m.gid(), m.mode() & 0o7777)).unwrap();
+        assert_eq!((of(&cache), of(&run)), ((64201, 64200, 0o700), (0, 64200, 0o770)));
+    }
+}

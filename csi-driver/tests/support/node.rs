@@ -135,7 +135,7 @@ impl Shared {
                 };
                 let lease = self.opens.fetch_add(1, Ordering::SeqCst) + 1;
                 self.leases.fetch_add(1, Ordering::SeqCst);
-                let (path, complete) = self.backing_file(dataset, file);
+                let (path, complete) = Self::backing_file(dataset, file);
                 let opened = StdFile::open(&path).unwrap();
                 leases.lock().unwrap().insert(lease, (file.clone(), path));
                 (Answer::Opened(Opened { lease, size: file.size, complete }), Some(opened))
@@ -169,7 +169,7 @@ impl Shared {
         }
     }
 
-    fn backing_file(&self, dataset: &Dataset, file: &File) -> (PathBuf, bool) {
+    fn backing_file(dataset: &Dataset, file: &File) -> (PathBuf, bool) {
         let complete = dataset.cache.objects().join(file.id.relative_path());
         if complete.exists() {
             return (complete, true);

@@ -46,7 +46,7 @@ apiVersion: v1
 kind: Pod
 metadata: {{name: {name}, namespace: {NAMESPACE}}}
 spec:
-  nodeName: {node}
+  nodeSelector: {{kubernetes.io/hostname: {node}}}
   restartPolicy: Never
   terminationGracePeriodSeconds: 0
   automountServiceAccountToken: false

@@ -1,17 +1,23 @@
 //! Writing a Dataset's volume and claim, and removing them in order: claim, volume, content on the nodes.
 
 use forebay_crds::Dataset;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
-use kube::api::DeleteParams;
+use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
+
+use serde_json::json;
 
 use super::build::{claim, volume, volume_name};
 use super::validate::ValidDataset;
 use crate::context::Context;
 use crate::problem::{Error, Problem, found};
 
-/// Applies volume and claim.
-pub async fn apply(context: &Context, owner: &Dataset, dataset: &ValidDataset) -> Result<(), Error> {
+/// Annotation of a claim that waits to be bound; only its change counts.
+const BIND_AGAIN: &str = "forebay.dev/bind-requested-at";
+
+/// Applies volume and claim; true once they are bound to each other.
+pub async fn apply(context: &Context, owner: &Dataset, dataset: &ValidDataset) -> Result<bool, Error> {
     let volumes = Api::<PersistentVolume>::all(context.client.clone());
     let volume = volume(dataset);
     let name = volume_name(&dataset.namespace, &dataset.name);
@@ -22,7 +28,25 @@ pub async fn apply(context: &Context, owner: &Dataset, dataset: &ValidDataset) -
         drop_stale_volume(&volumes, &name, dataset).await?;
     }
     context.applied.apply(&volumes, &volume).await?;
-    Ok(())
+    if !context.is_bound(&dataset.uid) && bind(&claims, &dataset.name).await? {
+        context.set_bound(&dataset.uid);
+    }
+    Ok(context.is_bound(&dataset.uid))
+}
+
+/// Whether the claim is bound. Kubernetes looks at a claim whose volume was not there yet only every 15 s, or when the claim changes: so it is
+/// changed.
+async fn bind(claims: &Api<PersistentVolumeClaim>, name: &str) -> Result<bool, Error> {
+    let read = Error::api(format!("reading the PersistentVolumeClaim {name}"));
+    let Some(claim) = found(claims.get(name).await).map_err(read)? else { return Ok(false) };
+    let phase = claim.status.as_ref().and_then(|status| status.phase.as_deref());
+    if phase == Some("Bound") || claim.metadata.deletion_timestamp.is_some() {
+        return Ok(phase == Some("Bound"));
+    }
+    let patch = json!({"metadata": {"annotations": {BIND_AGAIN: Timestamp::now().to_string()}}});
+    let patched = claims.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+    patched.map_err(Error::api(format!("annotating the PersistentVolumeClaim {name}")))?;
+    Ok(false)
 }
 
 /// A volume is bound to one claim and one handle for its life. When somebody deleted the claim, or a Dataset of this name was deleted the hard

@@ -105,9 +105,10 @@ async fn keep(dataset: &Dataset, context: &Context) -> Result<Action, Error> {
     add_finalizer(&api, dataset, FINALIZER).await?;
 
     let resolved = dereference::resolve(context, dataset).await?;
-    if let Ok(valid) = validate(dataset) {
-        apply::apply(context, dataset, &valid).await?;
-    }
+    let bound = match validate(dataset) {
+        Ok(valid) => apply::apply(context, dataset, &valid).await?,
+        Err(_) => true,
+    };
 
     let runtime = runtime_name(dataset).ok_or(Error::Incomplete("runtimeRef"))?;
     let gathered = context.nodes.gather(&runtime).await;
@@ -139,7 +140,7 @@ async fn keep(dataset: &Dataset, context: &Context) -> Result<Action, Error> {
         now: Timestamp::now(),
     });
     update_status::update_status(context, dataset, &status).await?;
-    Ok(Action::requeue(if in_motion(&status) { SOON } else { LATER }))
+    Ok(Action::requeue(if !bound || in_motion(&status) { SOON } else { LATER }))
 }
 
 async fn clean_up(dataset: &Dataset, context: &Context) -> Result<Action, Error> {

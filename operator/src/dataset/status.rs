@@ -146,7 +146,7 @@ fn runtime_available(seen: &Observation<'_>) -> Verdict {
 fn catalogued(seen: &Observation<'_>, version: Option<&DatasetVersion>) -> Verdict {
     if let Some(version) = version {
         let held = catalogs(seen).any(|info| info.id == version.id);
-        let problem = seen.reports.iter().find_map(|report| report.catalog_problem.as_ref());
+        let problem = catalog_problem(seen);
         let skipped = version
             .skipped
             .map(|skipped| format!("; {skipped} keys can't be files and were left out"))
@@ -160,7 +160,7 @@ fn catalogued(seen: &Observation<'_>, version: Option<&DatasetVersion>) -> Verdi
     if let Some(problem) = seen.problem {
         return Verdict::problem(problem);
     }
-    if let Some(problem) = seen.reports.iter().find_map(|report| report.catalog_problem.as_ref()) {
+    if let Some(problem) = catalog_problem(seen) {
         return problem_of(problem);
     }
     match (seen.nodes, seen.published) {
@@ -170,6 +170,12 @@ fn catalogued(seen: &Observation<'_>, version: Option<&DatasetVersion>) -> Verdi
         }
         _ => Verdict::no("Listing", "the sources are being listed"),
     }
+}
+
+/// Why there is no catalog: the problem of the node that lists, before those of nodes that wait for it.
+fn catalog_problem<'a>(seen: &Observation<'a>) -> Option<&'a node::Problem> {
+    let problems = seen.reports.iter().filter_map(|report| report.catalog_problem.as_ref());
+    problems.min_by_key(|problem| problem.reason == node::WAITING_FOR_CATALOG)
 }
 
 fn problem_of(problem: &node::Problem) -> Verdict {
@@ -311,7 +317,7 @@ fn preloaded(preload: Option<&PreloadProgress>) -> Verdict {
     );
     match preload.phase {
         LoadPhase::Complete => Verdict::yes("Complete", format!("{done}, verified")),
-        LoadPhase::Pending => Verdict::no("WaitingForCatalog", "loading begins when the sources are listed"),
+        LoadPhase::Pending => Verdict::no(node::WAITING_FOR_CATALOG, "loading begins when the sources are listed"),
         LoadPhase::Loading => Verdict::no("Loading", format!("{done} so far")),
         LoadPhase::Failed => {
             let first = preload
@@ -560,6 +566,18 @@ mod tests {
         }
         assert_eq!(status.sources[0].state, SourceState::Unhealthy);
         assert!(status.sources[0].reason.as_ref().unwrap().starts_with("BucketNotFound"));
+    }
+
+    #[test]
+    fn the_problem_of_the_node_that_lists_comes_before_those_that_wait() {
+        let report = |reason: &str| NodeDataset {
+            uid: "u1".into(),
+            catalog_problem: Some(node::Problem { reason: reason.into(), message: "why".into() }),
+            ..NodeDataset::default()
+        };
+        let reports = [report(node::WAITING_FOR_CATALOG), report("AccessDenied")];
+        let status = observe(&dataset(|_| {}), None, &reports, (2, 2));
+        assert_eq!(condition(&status, "Catalogued"), is("False", "AccessDenied"));
     }
 
     #[test]

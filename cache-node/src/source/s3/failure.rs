@@ -32,13 +32,13 @@ pub(super) enum Target {
 }
 
 /// No answer came.
-pub(super) fn unanswered(what: &str, endpoint: &str, error: &reqwest::Error) -> SourceError {
+pub(super) fn unanswered(what: &str, error: &reqwest::Error) -> SourceError {
     let cause = chain(error);
     if error.is_connect() || error.is_timeout() {
         return SourceError::transient(
             Reason::EndpointUnreachable,
             format!(
-                "{what}: {endpoint} can't be reached ({cause}); check the source's endpoint and the network from the cache nodes"
+                "{what}: the endpoint can't be reached ({cause}); check the source's endpoint and the network from the cache nodes"
             ),
         );
     }
@@ -171,7 +171,8 @@ pub(super) fn chain(error: &reqwest::Error) -> String {
     let mut next = error.source();
     while let Some(cause) = next {
         let text = cause.to_string();
-        if causes.last() != Some(&text) {
+        // "client error (Connect)": the next cause says it better.
+        if causes.last() != Some(&text) && !text.starts_with("client error") {
             causes.push(text);
         }
         next = cause.source();

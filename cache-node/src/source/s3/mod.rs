@@ -47,15 +47,7 @@ impl std::fmt::Debug for S3Source {
 impl S3Source {
     /// A source that signs with `credentials`, or asks anonymously.
     pub fn new(location: S3Location, credentials: Option<&Credentials>) -> Result<Self, SourceError> {
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("forebay/", env!("CARGO_PKG_VERSION")))
-            // One connection a request in flight: more throughput than streams of one, and no head-of-line blocking.
-            .http1_only()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
-            .tcp_nodelay(true)
-            .build()
+        let http = client(&location.endpoint)
             .map_err(|error| SourceError::permanent(Reason::InvalidSource, failure::chain(&error)))?;
         let credential = credentials.map(check_credentials).transpose()?.map(std::sync::Arc::new);
         Ok(Self { http, location, credential })
@@ -85,7 +77,7 @@ impl S3Source {
         }
         let headers = std::mem::take(request.headers_mut());
         let sent = self.http.get(url).headers(headers).send().await;
-        let response = sent.map_err(|error| failure::unanswered(what, &self.location.endpoint, &error))?;
+        let response = sent.map_err(|error| failure::unanswered(what, &error))?;
         if response.status().is_success() {
             return Ok(response);
         }
@@ -141,6 +133,29 @@ impl Source for S3Source {
         check_answer(&what, object, range, whole, &response)?;
         Ok(response.bytes_stream().map_err(move |error| failure::broken_off(&what, &error)).boxed())
     }
+}
+
+/// A client for one endpoint. It trusts the certificates that the system trusts (or `SSL_CERT_FILE`); where there is no system, as in an image of
+/// nothing but our binary, Mozilla's.
+fn client(endpoint: &str) -> Result<reqwest::Client, reqwest::Error> {
+    let builder = || {
+        reqwest::Client::builder()
+            .user_agent(concat!("forebay/", env!("CARGO_PKG_VERSION")))
+            // One connection a request in flight: more throughput than streams of one, and no head-of-line blocking.
+            .http1_only()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT)
+            .tcp_nodelay(true)
+    };
+    if endpoint.starts_with("http://") {
+        return builder().tls_certs_only([]).build();
+    }
+    builder().build().or_else(|error| {
+        tracing::debug!(%error, "no certificates of the system; Mozilla's are used");
+        let bundled = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter();
+        builder().tls_certs_only(bundled.filter_map(|cert| reqwest::Certificate::from_der(cert).ok())).build()
+    })
 }
 
 /// Whether an answer's headers promise exactly the bytes that were asked for.

@@ -1,0 +1,160 @@
+//! Staging and publishing volumes, as plain functions that know nothing of gRPC. What is mounted is derived from the mount table and the volumes'
+//! records, never remembered, so a call may be repeated, in parallel or after a restart, and does the same.
+
+mod error;
+mod mounts;
+mod stage;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::broker::Broker;
+use crate::datasets::Datasets;
+use crate::mount;
+use crate::paths::Paths;
+use crate::volumes::Volumes;
+pub use error::NodeError;
+use error::{blocking, file_error};
+use mounts::{mounted_tree, volume_source};
+
+/// Volumes on this node. Clones are the same.
+#[derive(Clone)]
+pub struct Node {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    name: String,
+    paths: Paths,
+    datasets: Datasets,
+    broker: Broker,
+    volumes: Volumes,
+    /// One call at a time per volume.
+    locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// Held while mounts that volumes share are made or taken away.
+    common_mounts: tokio::sync::Mutex<()>,
+}
+
+/// Files and bytes of a volume, and whether something is wrong with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stats {
+    /// Files in the tree.
+    pub files: u64,
+    /// Sum of their sizes.
+    pub bytes: u64,
+    /// What is wrong, if anything.
+    pub problem: Option<String>,
+}
+
+impl Node {
+    /// The node's volumes. Takes up what a predecessor left: the session, the catalogs of staged volumes; and removes what nobody needs.
+    pub async fn start(name: &str, paths: Paths, datasets: Datasets, broker: Broker) -> Result<Self, NodeError> {
+        for folder in [paths.volumes(), paths.catalogs(), paths.object_fuse()] {
+            mount::make_mount_point(&folder)?;
+        }
+        let volumes = Volumes::open(&paths.volumes()).map_err(file_error("opening", &paths.volumes()))?;
+        let shared = Shared {
+            name: name.to_owned(),
+            paths,
+            datasets,
+            broker,
+            volumes,
+            locks: Mutex::default(),
+            common_mounts: tokio::sync::Mutex::default(),
+        };
+        let node = Self { shared: Arc::new(shared) };
+        node.shared.recover().await?;
+        Ok(node)
+    }
+
+    /// The node's name.
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// Mounts a volume's tree at `staging_path`.
+    pub async fn stage(
+        &self,
+        id: &str,
+        attributes: HashMap<String, String>,
+        staging_path: &Path,
+    ) -> Result<(), NodeError> {
+        let staging_path = staging_path.to_owned();
+        self.exclusively(id, move |node, id| async move { node.stage(&id, &attributes, &staging_path).await }).await
+    }
+
+    /// Takes it away, and what nobody else needs.
+    pub async fn unstage(&self, id: &str, staging_path: &Path) -> Result<(), NodeError> {
+        let staging_path = staging_path.to_owned();
+        self.exclusively(id, move |node, id| async move { node.unstage(&id, &staging_path).await }).await
+    }
+
+    /// Shows the staged tree at `target`.
+    pub async fn publish(&self, id: &str, staging_path: &Path, target: &Path) -> Result<(), NodeError> {
+        let (staging_path, target) = (staging_path.to_owned(), target.to_owned());
+        self.exclusively(id, move |node, id| async move {
+            let volume = node.staged(&id, &staging_path)?.ok_or_else(|| {
+                NodeError::Invalid(format!("volume {id} is not staged at {}", staging_path.display()))
+            })?;
+            if mounted_tree(&target)?.is_some_and(|mount| mount.source == volume_source(&volume)) {
+                return Ok(());
+            }
+            if !node.is_served(&volume) {
+                tracing::warn!(
+                    volume = id,
+                    dataset = volume.dataset,
+                    "the tree's object FUSE is dead; mounting it anew"
+                );
+                Arc::clone(&node).mount(volume).await?;
+            }
+            blocking(move || {
+                mount::make_mount_point(&target)?;
+                Ok(mount::bind(&staging_path, &target)?)
+            })
+            .await
+        })
+        .await
+    }
+
+    /// Takes it away and removes `target`.
+    pub async fn unpublish(&self, id: &str, target: &Path) -> Result<(), NodeError> {
+        let target = target.to_owned();
+        self.exclusively(id, move |_, _| blocking(move || Ok(mount::unmount_and_remove(&target)?))).await
+    }
+
+    /// Figures of a volume, from its record: never touches the mount, so it can't hang on a slow source.
+    pub fn stats(&self, id: &str, path: &Path) -> Result<Stats, NodeError> {
+        let volumes = &self.shared.volumes;
+        let volume = volumes.get(id).map_err(file_error("reading the record of volume", Path::new(id)))?;
+        let volume = volume.ok_or_else(|| NodeError::NotFound(format!("volume {id} is not staged on this node")))?;
+        let mounted = mounted_tree(path)?.is_some_and(|mount| mount.source == volume_source(&volume));
+        if !mounted {
+            return Err(NodeError::NotFound(format!("volume {id} is not mounted at {}", path.display())));
+        }
+        let problem = (!self.shared.is_served(&volume)).then(|| {
+            "plugin and FUSE daemon of this node were down at once: files that are not cached can't be read; restart the pods that use the volume".to_owned()
+        });
+        Ok(Stats { files: volume.files, bytes: volume.bytes, problem })
+    }
+
+    /// Runs a call of one volume after those before it, to its end even if the caller gives up: half a mount helps nobody.
+    async fn exclusively<F, T>(&self, id: &str, call: F) -> Result<(), NodeError>
+    where
+        F: FnOnce(Arc<Shared>, String) -> T + Send + 'static,
+        T: Future<Output = Result<(), NodeError>> + Send + 'static,
+    {
+        let (node, id) = (Arc::clone(&self.shared), id.to_owned());
+        let lock = {
+            let mut locks = node.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            // Those that nobody waits for or holds.
+            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+            Arc::clone(locks.entry(id.clone()).or_default())
+        };
+        let task = tokio::spawn(async move {
+            let _guard = lock.lock_owned().await;
+            call(node, id).await
+        });
+        task.await.unwrap_or_else(|error| Err(NodeError::NotYet(format!("the call was broken off: {error}"))))
+    }
+}

@@ -1,0 +1,130 @@
+//! Staging a volume: from its attributes to a catalog on this node, and then its mounts.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use forebay_catalog::{CATALOG_SUMMARY, CatalogSummary};
+use forebay_protocol::layout::node_socket;
+use rustix::fs::OFlags;
+use tokio::time::Instant;
+
+use super::Shared;
+use super::error::{NodeError, blocking, file_error};
+use super::mounts::{FOLDER, mounted_tree, volume_source};
+use crate::datasets::{ResolveError, Target};
+use crate::mount;
+use crate::volumes::Volume;
+
+/// How long staging waits for the catalog to be on this node before it gives the reason. The kubelet asks again.
+const CATALOG_PATIENCE: Duration = Duration::from_secs(15);
+
+/// How often it looks.
+const CATALOG_INTERVAL: Duration = Duration::from_millis(300);
+
+impl Shared {
+    pub(super) async fn stage(
+        self: Arc<Self>,
+        id: &str,
+        attributes: &HashMap<String, String>,
+        staging_path: &Path,
+    ) -> Result<(), NodeError> {
+        if self.staged(id, staging_path)?.is_some_and(|volume| self.is_served(&volume)) {
+            return Ok(());
+        }
+        mount::kernel::check()?;
+        let (target, summary) = self.wait_for_catalog(id, attributes).await?;
+        let volume = Volume {
+            id: id.to_owned(),
+            dataset: target.dataset.clone(),
+            dataset_uid: target.dataset_uid.clone(),
+            catalog_id: target.catalog_id.clone(),
+            session: String::new(),
+            staging_path: staging_path.to_owned(),
+            cache_root: target.cache_root.clone(),
+            cache: target.cache.root().to_owned(),
+            node_socket: node_socket(&self.paths.run_dir, &target.runtime),
+            files: summary.files,
+            bytes: summary.bytes,
+        };
+        match Arc::clone(&self).mount(volume).await {
+            Ok(()) => {
+                tracing::info!(volume = id, dataset = target.dataset, catalog = target.catalog_id, "staged");
+                Ok(())
+            }
+            Err(error) => {
+                if let Err(error) = self.forget(id).await {
+                    tracing::error!(volume = id, %error, "cleaning up after a failed mount failed");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) async fn unstage(self: Arc<Self>, id: &str, staging_path: &Path) -> Result<(), NodeError> {
+        let path = staging_path.to_owned();
+        blocking(move || Ok(mount::unmount(&path)?)).await?;
+        self.forget(id).await?;
+        tracing::info!(volume = id, "unstaged");
+        Ok(())
+    }
+
+    /// The volume's record, if it is staged there.
+    pub(super) fn staged(&self, id: &str, staging_path: &Path) -> Result<Option<Volume>, NodeError> {
+        let volume = self.volumes.get(id).map_err(file_error("reading the record of volume", Path::new(id)))?;
+        let Some(volume) = volume.filter(|volume| volume.staging_path == staging_path) else { return Ok(None) };
+        let mounted = mounted_tree(staging_path)?.is_some_and(|mount| mount.source == volume_source(&volume));
+        Ok(mounted.then_some(volume))
+    }
+
+    /// Whether the object FUSE that the volume's tree reads from is still there.
+    pub(super) fn is_served(&self, volume: &Volume) -> bool {
+        self.broker.session().is_some_and(|session| session == volume.session)
+    }
+
+    /// Waits for the Dataset to have a version and for its catalog to be on this node.
+    async fn wait_for_catalog(
+        &self,
+        id: &str,
+        attributes: &HashMap<String, String>,
+    ) -> Result<(Target, CatalogSummary), NodeError> {
+        let deadline = Instant::now() + CATALOG_PATIENCE;
+        loop {
+            let found = match self.datasets.resolve(id, attributes, &self.paths).await {
+                Ok(target) => self.find_catalog(&target).map(|summary| (target, summary)),
+                Err(error) => Err(error.into()),
+            };
+            match found {
+                Err(
+                    NodeError::NotYet(_) | NodeError::Resolve(ResolveError::NotYet(_) | ResolveError::ApiServer { .. }),
+                ) if Instant::now() < deadline => {}
+                other => return other,
+            }
+            tokio::time::sleep(CATALOG_INTERVAL).await;
+        }
+    }
+
+    fn find_catalog(&self, target: &Target) -> Result<CatalogSummary, NodeError> {
+        if let Err(error) = mount::open_beneath(&target.cache_root, target.cache.root(), FOLDER) {
+            return Err(NodeError::NotYet(format!(
+                "node {} runs no cache node of CacheRuntime {} (there is no {}: {error}); run the pod on a node that spec.nodes.selector of the runtime matches",
+                self.name,
+                target.runtime,
+                target.cache.root().display(),
+            )));
+        }
+        let folder = target.cache.catalog(&target.dataset_uid, &target.catalog_id);
+        let summary = mount::open_beneath(&target.cache_root, &folder.join(CATALOG_SUMMARY), OFlags::RDONLY);
+        let summary = summary.map_err(|error| {
+            NodeError::NotYet(format!(
+                "the catalog {} of Dataset {} has not reached node {} yet ({error}); see the cache node's log",
+                target.catalog_id, target.dataset, self.name
+            ))
+        })?;
+        serde_json::from_reader(std::fs::File::from(summary)).map_err(|error| NodeError::File {
+            what: format!("reading {}", folder.join(CATALOG_SUMMARY).display()),
+            source: error.into(),
+        })
+    }
+}
