@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use forebay_catalog::ObjectId;
-
 use super::lease::Lease;
 use super::slot::{Body, Partial};
 use super::{ObjectRef, Opened, Store, StoreError, blocking};
@@ -46,9 +44,10 @@ impl Store {
     fn open_leased(&self, lease: Lease, object: &ObjectRef) -> Result<Option<Opened>, StoreError> {
         let id = object.id;
         let failed = |error| StoreError::io(format!("opening the cached object {id}"), error);
-        let complete = {
+        // Looked up before the file: who writes the first chunk makes the file first.
+        let (complete, has_bytes) = {
             let shard = self.slots.lock(&id);
-            shard.get(&id).is_some_and(|slot| matches!(slot.body, Body::Complete))
+            shard.get(&id).map_or((false, false), |slot| (matches!(slot.body, Body::Complete), slot.bytes() > 0))
         };
         match self.backing.open(&id).map_err(failed)? {
             Some(found) if complete => {
@@ -66,7 +65,7 @@ impl Store {
                 let complete = self.is_complete(&id);
                 Ok(Some(Opened { lease, file: found.file, complete }))
             }
-            None if self.has_bytes(&id) => {
+            None if has_bytes => {
                 tracing::error!(%id, "a cached object's file is missing; it is fetched again");
                 (self.failures)();
                 self.forget(&id);
@@ -78,9 +77,5 @@ impl Store {
                 Ok(found.map(|found| Opened { lease, file: found.file, complete: false }))
             }
         }
-    }
-
-    fn has_bytes(&self, id: &ObjectId) -> bool {
-        self.slots.lock(id).get(id).is_some_and(|slot| slot.bytes() > 0)
     }
 }

@@ -138,7 +138,9 @@ async fn only_what_matches_is_preloaded_and_what_does_not_fit_says_so() {
         config.datasets[0].capacity_bytes = Some(8 << 20);
     });
     let preload = node
-        .wait_dataset("the failure", "d", |dataset| dataset.preload.clone().filter(|preload| preload.failed_files == 2))
+        .wait_dataset("the failure", "d", |dataset| {
+            dataset.preload.clone().filter(|preload| preload.failed_files == 2 && preload.loaded_files == 2)
+        })
         .await;
     assert_eq!((preload.total_files, preload.loaded_files, preload.running), (4, 2, true));
     assert!(preload.failures[0].reason.contains("no room"), "{preload:?}");

@@ -21,9 +21,15 @@ const LINE_INTERVAL: Duration = Duration::from_secs(3);
 /// Exit status when the time is up.
 const TIMED_OUT: u8 = 2;
 
+/// How long a Dataset may be failed before that is its end: what was applied together with it (a Secret, the CacheRuntime) may still be on its
+/// way.
+const FAILURE_PATIENCE: Duration = Duration::from_secs(15);
+
 /// Whether to go on following.
 enum Step {
     Continue,
+    /// The Dataset has failed, with this message, unless it heals soon.
+    Failing(String),
     End(ExitCode),
 }
 
@@ -41,22 +47,32 @@ pub async fn follow(
     let mut events = pin!(watcher(datasets.clone(), config).default_backoff().applied_objects());
     let mut view = View::new(&full_name);
     let deadline = timeout.map(|timeout| tokio::time::Instant::now() + timeout);
+    let mut failing: Option<(tokio::time::Instant, String)> = None;
     loop {
-        let next = async {
-            match deadline {
-                Some(deadline) => tokio::time::timeout_at(deadline, events.try_next()).await.ok(),
-                None => Some(events.try_next().await),
-            }
+        let until = [deadline, failing.as_ref().map(|(until, _)| *until)].into_iter().flatten().min();
+        let next = match until {
+            Some(until) => tokio::time::timeout_at(until, events.try_next()).await.ok(),
+            None => Some(events.try_next().await),
         };
-        let Some(event) = next.await else {
-            view.finish(&format!("{full_name}: not complete after {:?}", timeout.unwrap_or_default()));
-            return Ok(ExitCode::from(TIMED_OUT));
+        let Some(event) = next else {
+            let Some((_, message)) = failing.filter(|(until, _)| deadline.is_none_or(|deadline| *until <= deadline))
+            else {
+                view.finish(&format!("{full_name}: not complete after {:?}", timeout.unwrap_or_default()));
+                return Ok(ExitCode::from(TIMED_OUT));
+            };
+            view.finish(&message);
+            return Ok(ExitCode::FAILURE);
         };
         let Some(dataset) = event.with_context(|| format!("watching Dataset {full_name}"))? else {
             anyhow::bail!("the watch of Dataset {full_name} ended");
         };
-        if let Step::End(code) = view.show(&dataset) {
-            return Ok(code);
+        match view.show(&dataset) {
+            Step::Continue => failing = None,
+            Step::Failing(message) => {
+                let until = failing.map_or_else(|| tokio::time::Instant::now() + FAILURE_PATIENCE, |(until, _)| until);
+                failing = Some((until, message));
+            }
+            Step::End(code) => return Ok(code),
         }
     }
 }
@@ -89,8 +105,9 @@ impl View {
             return Step::End(ExitCode::FAILURE);
         }
         if status.phase == Some(DatasetPhase::Failed) {
-            self.finish(&format!("{}: {}", self.name, render::phase(&status)));
-            return Step::End(ExitCode::FAILURE);
+            let text = render::phase(&status);
+            self.line(&text);
+            return Step::Failing(format!("{}: {text}", self.name));
         }
         match (&status.preload, &status.version) {
             (Some(preload), _) => {

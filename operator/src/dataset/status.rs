@@ -390,7 +390,7 @@ fn phase(
         // Complete files are still read where the runtime is only away.
         () if catalogued.holds() && passing(runtime) => DatasetPhase::Degraded,
         () if !runtime.holds() && passing(runtime) => DatasetPhase::Pending,
-        () if catalogued.reason == "Listing" => DatasetPhase::Cataloguing,
+        () if ["Listing", node::WAITING_FOR_CATALOG].contains(&catalogued.reason.as_str()) => DatasetPhase::Cataloguing,
         () if passing(ready) => DatasetPhase::Pending,
         () => DatasetPhase::Failed,
     }
@@ -575,8 +575,11 @@ mod tests {
             catalog_problem: Some(node::Problem { reason: reason.into(), message: "why".into() }),
             ..NodeDataset::default()
         };
+        let waiting = observe(&dataset(|_| {}), None, &[report(node::WAITING_FOR_CATALOG)], (2, 2));
+        assert_eq!(waiting.phase, Some(DatasetPhase::Cataloguing));
         let reports = [report(node::WAITING_FOR_CATALOG), report("AccessDenied")];
         let status = observe(&dataset(|_| {}), None, &reports, (2, 2));
+        assert_eq!(status.phase, Some(DatasetPhase::Failed));
         assert_eq!(condition(&status, "Catalogued"), is("False", "AccessDenied"));
     }
 
