@@ -1,5 +1,5 @@
 //! The CustomResourceDefinitions as files: made from the types, checked in for readers (`crds/yaml/`) and for Helm (`charts/forebay/crds/`, which a
-//! chart's package must hold as real files). `cargo xtask codegen` writes both; a test fails when one is stale.
+//! chart's package must hold as real files), and as a page (`docs/api.md`). `cargo xtask codegen` writes them; a test fails when one is stale.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,29 +7,32 @@ use std::path::{Path, PathBuf};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt as _;
 
+use crate::reference::reference;
 use crate::{CacheRuntime, Dataset, Preload};
 
 const HEADER: &str = "# Generated from crds/src by `cargo xtask codegen`; do not edit.\n";
 
-/// Every file's name and text.
+/// Every CRD's file name and text.
 pub fn yaml() -> Vec<(String, String)> {
-    [Dataset::crd(), CacheRuntime::crd(), Preload::crd()].iter().map(|crd| (file_name(crd), text(crd))).collect()
+    crds().iter().map(|crd| (file_name(crd), text(crd))).collect()
 }
 
-/// The folders that hold the files, in a checkout of the repository at `root`.
-pub fn yaml_folders(root: &Path) -> [PathBuf; 2] {
-    [root.join("crds/yaml"), root.join("charts/forebay/crds")]
-}
-
-/// Writes the files into both folders.
-pub fn write_yaml(root: &Path) -> io::Result<()> {
-    for folder in yaml_folders(root) {
-        std::fs::create_dir_all(&folder)?;
-        for (name, text) in yaml() {
-            std::fs::write(folder.join(name), text)?;
-        }
+/// Every generated file: its path in the repository, and its text.
+pub fn generated() -> Vec<(PathBuf, String)> {
+    let mut files = vec![(PathBuf::from("docs/api.md"), reference(&crds()))];
+    for folder in ["crds/yaml", "charts/forebay/crds"] {
+        files.extend(yaml().into_iter().map(|(name, text)| (Path::new(folder).join(name), text)));
     }
-    Ok(())
+    files
+}
+
+/// Writes the generated files into a checkout of the repository.
+pub fn write_generated(root: &Path) -> io::Result<()> {
+    generated().into_iter().try_for_each(|(path, text)| std::fs::write(root.join(path), text))
+}
+
+fn crds() -> [CustomResourceDefinition; 3] {
+    [Dataset::crd(), CacheRuntime::crd(), Preload::crd()]
 }
 
 fn file_name(crd: &CustomResourceDefinition) -> String {
@@ -46,14 +49,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_checked_in_manifests_are_those_of_the_types() {
+    fn the_generated_files_are_those_of_the_types() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        for folder in yaml_folders(&root) {
-            for (name, text) in yaml() {
-                let path = folder.join(name);
-                let found = std::fs::read_to_string(&path).unwrap_or_default();
-                assert!(found == text, "{} is stale: run cargo xtask codegen", path.display());
-            }
+        for (path, text) in generated() {
+            let found = std::fs::read_to_string(root.join(&path)).unwrap_or_default();
+            assert!(found == text, "{} is stale: run cargo xtask codegen", path.display());
         }
     }
 
@@ -69,7 +69,7 @@ mod tests {
                 walk(&field["items"], &format!("{path}[]"), bare);
             }
         }
-        for crd in [Dataset::crd(), CacheRuntime::crd(), Preload::crd()] {
+        for crd in crds() {
             let schema =
                 serde_json::to_value(&crd.spec.versions[0].schema.as_ref().unwrap().open_api_v3_schema).unwrap();
             let mut bare = Vec::new();

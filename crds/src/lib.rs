@@ -11,12 +11,13 @@ mod manifest;
 mod mode;
 mod preload;
 mod quantity;
+mod reference;
 
 pub use cache_runtime::*;
 pub use common::*;
 pub use dataset::*;
 pub use duration::{DurationError, GoDuration};
-pub use generate::{write_yaml, yaml, yaml_folders};
+pub use generate::{generated, write_generated, yaml};
 pub use manifest::{Manifest, ManifestError, parse_manifests};
 pub use mode::{ModeError, parse_mode};
 pub use preload::*;

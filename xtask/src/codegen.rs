@@ -6,6 +6,6 @@ use forebay_e2e::paths;
 
 /// Writes them.
 pub fn run() -> Result<()> {
-    let mut cargo = command("cargo", ["run", "--quiet", "--package", "forebay-crds", "--example", "write_yaml"]);
-    run_shown(cargo.current_dir(paths::repository())).context("writing the CRDs' YAML")
+    let mut cargo = command("cargo", ["run", "--quiet", "--package", "forebay-crds", "--example", "write_generated"]);
+    run_shown(cargo.current_dir(paths::repository())).context("writing what is generated from crds/src")
 }

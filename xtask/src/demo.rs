@@ -2,6 +2,7 @@
 //! the example Datasets are loaded, and a training job reads them on both nodes.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -97,13 +98,22 @@ fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)
 }
 
-/// `forebay status DATASET -w`, run where kubectl runs.
+/// `kubectl forebay status DATASET -w`: kubectl finds the plugin by its name in the PATH.
 fn status_command(cluster: &Cluster, dataset: &str) -> Result<Command> {
-    let program = forebay::build_programs()?.join("forebay").display().to_string();
-    let mut command = cluster
-        .control_plane()
-        .client(&program, &["status", "--namespace", NAMESPACE, dataset, "--watch", "--timeout", "5m"]);
-    command.stdout(Stdio::inherit()).stderr(Stdio::inherit());
+    let plugins = paths::kept().join("plugins");
+    fs::create_dir_all(&plugins).with_context(|| format!("making {}", plugins.display()))?;
+    let plugin = plugins.join("kubectl-forebay");
+    let program = forebay::build_programs()?.join("forebay");
+    if fs::read_link(&plugin).ok().as_ref() != Some(&program) {
+        let _ = fs::remove_file(&plugin);
+        symlink(&program, &plugin).with_context(|| format!("linking {}", plugin.display()))?;
+    }
+    let mut path = plugins.into_os_string();
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap_or_default());
+    let arguments = ["forebay", "status", "--namespace", NAMESPACE, dataset, "--watch", "--timeout", "5m"];
+    let mut command = cluster.kubectl_command(&arguments);
+    command.env("PATH", path).stdout(Stdio::inherit()).stderr(Stdio::inherit());
     Ok(command)
 }
 

@@ -30,7 +30,7 @@ enum Task {
         #[arg(long)]
         keep: bool,
     },
-    /// Write the generated files that are checked in: the CRDs' YAML, in crds/yaml and in the chart
+    /// Write the generated files that are checked in: the CRDs' YAML (crds/yaml, the chart) and docs/api.md
     Codegen,
 }
 

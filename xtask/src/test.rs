@@ -22,16 +22,17 @@ pub struct Test {
 impl Test {
     pub fn run(self) -> Result<()> {
         step("formatting", &["fmt", "--all", "--check"], &[])?;
-        step("lints", &["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"], &[])?;
+        step("lints", &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"], &[])?;
         setup::ensure()?;
-        let mut environment = Vec::new();
+        // Everything is set up, so that a test which finds it can't run has found a mistake.
+        let mut environment = vec!["FOREBAY_REQUIRE_ALL"];
         if !self.no_cluster {
             environment.push(scenarios::ENABLE);
         }
         if self.keep {
             environment.push(scenarios::KEEP);
         }
-        let mut arguments = vec!["test", "--quiet", "--workspace", "--no-fail-fast", "--"];
+        let mut arguments = vec!["test", "--workspace", "--no-fail-fast", "--"];
         arguments.extend(self.filters.iter().map(String::as_str));
         step("tests", &arguments, &environment)
     }

@@ -84,6 +84,16 @@ impl Backing {
         fs::rename(self.partial_path(id), self.object_path(id))
     }
 
+    /// Removes a partial file that was made beside a complete object, by who did not know yet that it was complete.
+    pub fn remove_stray(&self, id: &ObjectId) {
+        match fs::remove_file(self.partial_path(id)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%id, %error, "a stray file could not be removed");
+            }
+            _ => {}
+        }
+    }
+
     /// Removes an object's files. Who has one open keeps its bytes.
     pub fn remove(&self, id: &ObjectId) -> io::Result<()> {
         for path in [self.object_path(id), self.partial_path(id)] {

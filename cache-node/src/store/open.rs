@@ -74,6 +74,11 @@ impl Store {
             None => {
                 self.backing.open_for_writing(&id, object.size).map_err(failed)?;
                 let found = self.backing.open(&id).map_err(failed)?;
+                let shard = self.slots.lock(&id);
+                if shard.get(&id).is_some_and(|slot| matches!(slot.body, Body::Complete)) {
+                    self.backing.remove_stray(&id);
+                }
+                drop(shard);
                 Ok(found.map(|found| Opened { lease, file: found.file, complete: false }))
             }
         }

@@ -54,7 +54,10 @@ impl Store {
                 let Some(slot) = shard.get_mut(&id).filter(|slot| slot.generation == pin.generation) else {
                     return Ok(());
                 };
-                let Body::Partial(partial) = &mut slot.body else { return Ok(()) };
+                let Body::Partial(partial) = &mut slot.body else {
+                    this.backing.remove_stray(&id);
+                    return Ok(());
+                };
                 let first = partial.written.count() == 0;
                 if !partial.written.insert(chunk) {
                     return Ok(());

@@ -6,6 +6,8 @@ mod cluster;
 mod common;
 mod lifecycle;
 mod local;
+mod peer;
 mod problems;
 mod sources;
+mod speed;
 mod tls;
