@@ -120,7 +120,7 @@ impl Dataset {
             Some(published) if *published != catalog.id().to_string() => Err(Problem::new(
                 Reason::CatalogMismatch,
                 format!(
-                    "the sources now give catalog {}, not the published {published}: they have changed; make a new version of the dataset",
+                    "the sources now give catalog {}, not the published {published}: they have changed; delete the Dataset and create it anew to see what is there now",
                     catalog.id()
                 ),
             )),

@@ -1,4 +1,4 @@
-//! The Prometheus metrics of a node. Names are an interface; `architecture.md` lists them.
+//! The Prometheus metrics of a node. Names are an interface; `docs/operations.md` lists them.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;

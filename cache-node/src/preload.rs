@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use forebay_catalog::ObjectId;
@@ -74,6 +75,8 @@ fn glob_set(patterns: &[String]) -> Result<GlobSet, globset::Error> {
 #[derive(Debug, Default)]
 pub struct Failures {
     failed: Mutex<Failed>,
+    /// The last round loaded nothing although something is missing: what is left can't be loaded for now.
+    stuck: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -93,7 +96,7 @@ impl Failures {
             loaded_bytes: tally.loaded_bytes,
             failed_files: failed.all.len() as u64,
             failures: failed.named.values().take(NAMED).cloned().collect(),
-            running: tally.loaded_bytes < tally.total_bytes,
+            running: tally.loaded_bytes < tally.total_bytes && !self.stuck.load(Ordering::Relaxed),
         }
     }
 
@@ -130,6 +133,7 @@ pub async fn run(dataset: Arc<Dataset>, holdings: Arc<Holdings>, fetcher: Arc<Fe
         }
         let after = holdings.tally();
         let done = after.loaded_bytes >= after.total_bytes;
+        dataset.preload_failures.stuck.store(!done && after.loaded_bytes <= before, Ordering::Relaxed);
         wait = if done || after.loaded_bytes > before { FIRST_WAIT } else { (wait * 2).min(LONGEST_WAIT) };
         tokio::time::sleep(wait).await;
     }

@@ -138,7 +138,7 @@ pub enum TaintEffect {
 pub struct StorageTier {
     /// `Disk`. `Memory` is not supported yet.
     pub medium: Medium,
-    /// How much of it each cache node may use, for instance `2Ti`. What was used longest ago makes room.
+    /// How much of it each cache node may use, for instance `2Ti`. What came first and was not read through the daemon since makes room.
     pub capacity: Quantity,
     /// A folder on each node, made if it is missing, for instance `/var/lib/forebay/nvme0`. It must be under a cache root of the chart
     /// (`cacheRoots`), and belongs to Forebay: the cache is in a folder `<namespace>.<name>` of it.
@@ -205,7 +205,7 @@ pub struct LinkSchedule {
 )]
 pub struct RuntimeAccess {
     /// Labels of the namespaces whose Datasets may refer to this runtime, for instance `matchLabels: {forebay.dev/tenant: "true"}`. Default: every
-    /// namespace. A Dataset that loses access is no longer served to new pods.
+    /// namespace. A Dataset that loses access is taken off the cache nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespaces: Option<LabelSelector>,
     /// Not supported yet. How much of the pool the Datasets of a namespace may use together.

@@ -30,8 +30,8 @@ use crate::quantity::Quantity;
     printcolumn(name = "HIT RATE", type_ = "string", json_path = ".status.cache.hitRatio", description = "Share of the read bytes that were cached before they were asked for, over the last hour"),
     printcolumn(name = "SOURCE", type_ = "string", json_path = ".status.source", description = "The source that serves"),
     printcolumn(name = "AGE", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = Rule::new("!has(oldSelf.status) || !has(oldSelf.status.version) || (self.spec.mounts.size() == oldSelf.spec.mounts.size() && self.spec.mounts.all(m, oldSelf.spec.mounts.exists(o, o.path == m.path && o.sources.size() == m.sources.size() && o.sources[0].url == m.sources[0].url)))")
-        .message("spec.mounts: paths and URLs are immutable once the Dataset has a version (status.version): create another Dataset for other content; endpoint, region and secretRef may change"),
+    validation = Rule::new("!has(oldSelf.status) || !has(oldSelf.status.version) || (self.spec.mounts.size() == oldSelf.spec.mounts.size() && self.spec.mounts.all(m, oldSelf.spec.mounts.exists(o, o.path == m.path && o.sources.size() == m.sources.size() && o.sources[0].url == m.sources[0].url && has(o.sources[0].endpoint) == has(m.sources[0].endpoint) && (!has(o.sources[0].endpoint) || o.sources[0].endpoint == m.sources[0].endpoint))))")
+        .message("spec.mounts: paths, URLs and endpoints are immutable once the Dataset has a version (status.version): create another Dataset for other content; region and secretRef may change"),
     validation = Rule::new("!has(oldSelf.status) || !has(oldSelf.status.version) || (has(self.spec.access) == has(oldSelf.spec.access) && (!has(self.spec.access) || self.spec.access == oldSelf.spec.access))")
         .message("spec.access is immutable once the Dataset has a version (status.version), for it is part of the version: create another Dataset"),
     validation = Rule::new("self.metadata.name.size() <= 180")
@@ -51,7 +51,7 @@ pub struct DatasetSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runtime_ref: Option<RuntimeRef>,
     /// The tree: which folder shows which source, for instance `/images` an S3 bucket and `/labels` another one. At least one, at most 32, each
-    /// with a path of its own. Paths and URLs are immutable once the Dataset has a version.
+    /// with a path of its own. Paths, URLs and endpoints are immutable once the Dataset has a version.
     #[schemars(length(min = 1, max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["path"]))]
     pub mounts: Vec<Mount>,
     /// What readers see when a source changes. `Snapshot` (the default): the tree stays what it was when it was first listed; a file that changed in
@@ -62,7 +62,7 @@ pub struct DatasetSpec {
     /// On how many nodes content is kept, and on which.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<Placement>,
-    /// At most this much of the whole pool is used for this Dataset, for instance `500Gi`; what was used longest ago makes room. Default: no
+    /// At most this much of the whole pool is used for this Dataset, for instance `500Gi`; what came first and was not read through the daemon since makes room. Default: no
     /// limit of its own. May change at any time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity: Option<Quantity>,

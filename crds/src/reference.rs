@@ -81,10 +81,8 @@ fn fields(page: &mut String, schema: &Value, prefix: &str) {
             continue;
         }
         let _ = writeln!(page, "| {shown} | {} | {} | {description} |", type_name(field), constraints(field));
-        let (below, path) = match field["items"].is_null() {
-            true => (field, path),
-            false => (&field["items"], format!("{path}[]")),
-        };
+        let (below, path) =
+            if field["items"].is_null() { (field, path) } else { (&field["items"], format!("{path}[]")) };
         fields(page, below, &path);
     }
 }

@@ -45,6 +45,9 @@ pub struct Arguments {
     /// Secret in a CacheRuntime's namespace to pull the image with; may be given several times
     #[arg(long, env = "FOREBAY_IMAGE_PULL_SECRET", value_delimiter = ',')]
     pub image_pull_secret: Vec<String>,
+    /// Log level of the cache nodes, as in RUST_LOG; the operator's own unless given
+    #[arg(long, env = "RUST_LOG", default_value = "info")]
+    pub node_log_level: String,
     /// Folder of the sockets on every node
     #[arg(long, env = "FOREBAY_RUN_DIR", default_value = forebay_protocol::layout::RUN_DIR)]
     pub run_dir: PathBuf,
@@ -55,7 +58,7 @@ pub struct Arguments {
     #[arg(long, env = "FOREBAY_FILE_SOURCE_ROOT", value_delimiter = ',')]
     pub file_source_root: Vec<PathBuf>,
     /// Namespace of the Lease for leader election
-    #[arg(long, env = "POD_NAMESPACE", default_value = "forebay-system")]
+    #[arg(long, env = "POD_NAMESPACE", default_value = "forebay")]
     pub namespace: String,
     /// This operator's name in the Lease, its pod's name
     #[arg(long, env = "POD_NAME", default_value = NAME)]

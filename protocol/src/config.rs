@@ -97,9 +97,6 @@ pub struct Member {
     /// Share of the stripes relative to the others'. 0: owns nothing, only reads.
     #[serde(default = "default_weight")]
     pub weight: u32,
-    /// Availability zone.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub zone: Option<String>,
 }
 
 fn default_weight() -> u32 {

@@ -68,7 +68,10 @@ impl FileSource {
             .map_err(|errno| match io::Error::from(errno).kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => SourceError::permanent(
                     Reason::ObjectNotFound,
-                    format!("{}: the file is gone; make a new version of the dataset", name()),
+                    format!(
+                        "{}: the file is gone; delete the Dataset and create it anew to see what is there now",
+                        name()
+                    ),
                 ),
                 io::ErrorKind::PermissionDenied => SourceError::permanent(
                     Reason::AccessDenied,
@@ -87,7 +90,7 @@ impl FileSource {
             Err(SourceError::permanent(
                 Reason::ObjectChanged,
                 format!(
-                    "{}: the file has changed since the catalog was made; make a new version of the dataset",
+                    "{}: the file has changed since the catalog was made; delete the Dataset and create it anew to see what is there now",
                     name()
                 ),
             ))

@@ -202,7 +202,7 @@ fn pod(runtime: &ValidRuntime, arguments: &Arguments) -> Value {
             "command": ["/forebay-node", "--config", format!("{CONFIG_DIR}/{CONFIG_FILE}"), "--advertise", format!("$(POD_IP):{NODE_PORT}")],
             "env": [
                 {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
-                {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+                {"name": "RUST_LOG", "value": arguments.node_log_level},
             ],
             "ports": [{"name": "node", "containerPort": NODE_PORT}, {"name": "metrics", "containerPort": HEALTH_PORT}],
             // Opening a large index may take a while; a node that can't reach others is alive all the same.

@@ -14,6 +14,9 @@ use super::dereference::{NOT_ALLOWED, RUNTIME_NOT_FOUND};
 use crate::conditions::{Verdict, find, whole_seconds};
 use crate::problem::Problem;
 
+/// How long the others wait for a node to get a new catalog: many times what a Secret takes to reach a pod that was told to look.
+const LAGGING_SECONDS: i64 = 20;
+
 /// What a status is made of.
 #[derive(Debug)]
 pub struct Observation<'a> {
@@ -96,7 +99,7 @@ fn version(seen: &Observation<'_>, old: Option<&DatasetVersion>) -> Option<Datas
     let info = match old {
         Some(old) => catalogs(seen).find(|info| info.id == old.id),
         // All nodes get their catalog from the one that listed. Should two have listed at once, the id that sorts first wins, whoever reports.
-        None if seen.problem.is_none() => catalogs(seen).min_by(|a, b| a.id.cmp(&b.id)),
+        None if seen.problem.is_none() => catalogs(seen).min_by(|a, b| a.id.cmp(&b.id)).filter(|_| all_have_it(seen)),
         None => None,
     };
     let Some(info) = info else { return old.cloned() };
@@ -114,6 +117,13 @@ fn version(seen: &Observation<'_>, old: Option<&DatasetVersion>) -> Option<Datas
             .map(|key| SkippedKey { url: key.url.clone(), key: key.key.clone(), reason: key.reason.clone() })
             .collect(),
     })
+}
+
+/// Whether every node that answers has a catalog. Readers wait for that: a node without one can't serve its share to the others, who would read
+/// it from the source a second time. A node that lags for long is not waited for.
+fn all_have_it(seen: &Observation<'_>) -> bool {
+    let made_at = catalogs(seen).map(|info| info.observed_at_unix_seconds).max().unwrap_or_default();
+    catalogs(seen).count() >= seen.nodes.0 || seen.now.as_second() - made_at > LAGGING_SECONDS
 }
 
 fn time(unix_seconds: i64) -> Option<Time> {
@@ -499,7 +509,9 @@ mod tests {
 
     #[test]
     fn a_load_is_complete_only_when_every_node_says_so() {
-        let half = observe(&preloading(), None, &[report(500, false)], (2, 2));
+        let mut published = preloading();
+        published.status = Some(observe(&published, None, &[report(0, true), report(0, true)], (2, 2)));
+        let half = observe(&published, None, &[report(500, false)], (2, 2));
         let preload = half.preload.unwrap();
         assert_eq!((preload.phase, preload.percent, preload.verified), (LoadPhase::Loading, 99, false));
         let whole = observe(&preloading(), None, &[report(500, false), report(500, false)], (2, 2));
@@ -566,6 +578,21 @@ mod tests {
         }
         assert_eq!(status.sources[0].state, SourceState::Unhealthy);
         assert!(status.sources[0].reason.as_ref().unwrap().starts_with("BucketNotFound"));
+    }
+
+    #[test]
+    fn a_version_is_published_when_every_node_that_answers_has_it_or_lags_for_long() {
+        let report = |observed_at: i64| NodeDataset {
+            uid: "u1".into(),
+            catalog: Some(CatalogInfo { observed_at_unix_seconds: observed_at, ..catalog() }),
+            ..NodeDataset::default()
+        };
+        let fresh = report(NOW - LAGGING_SECONDS);
+        assert!(observe(&dataset(|_| {}), None, std::slice::from_ref(&fresh), (2, 2)).version.is_none());
+        assert!(observe(&dataset(|_| {}), None, &[fresh.clone(), fresh.clone()], (2, 2)).version.is_some());
+        assert!(observe(&dataset(|_| {}), None, &[fresh], (1, 2)).version.is_some());
+        let old = report(NOW - LAGGING_SECONDS - 1);
+        assert!(observe(&dataset(|_| {}), None, &[old], (2, 2)).version.is_some());
     }
 
     #[test]

@@ -165,7 +165,10 @@ fn source_of(path: &str, source: &Source, field: &str, faults: &mut Faults) -> V
             faults.invalid.push(format!("{field}: a file:// source takes no endpoint, region or secretRef"));
         }
     } else if ["gs://", "az://", "hdfs://", "https://"].iter().any(|scheme| source.url.starts_with(scheme)) {
-        faults.unsupported(&format!("{field}.url of another scheme than s3:// and file://"));
+        faults.unsupported.push(format!(
+            "{field}.url {:?} is of a scheme that is not supported yet: use s3:// or file://",
+            source.url
+        ));
     } else {
         faults.invalid.push(format!("{field}.url {:?} must begin with s3:// or file://", source.url));
     }

@@ -119,11 +119,11 @@ fn classify(
         }
         (StatusCode::PRECONDITION_FAILED, _) => SourceError::permanent(
             Reason::ObjectChanged,
-            format!("{what}: the object has changed since the catalog was made ({said}); make a new version of the dataset"),
+            format!("{what}: the object has changed since the catalog was made ({said}); delete the Dataset and create it anew to see what is there now"),
         ),
         (StatusCode::RANGE_NOT_SATISFIABLE, _) => SourceError::permanent(
             Reason::ObjectChanged,
-            format!("{what}: the object is shorter than when the catalog was made ({said}); make a new version of the dataset"),
+            format!("{what}: the object is shorter than when the catalog was made ({said}); delete the Dataset and create it anew to see what is there now"),
         ),
         (StatusCode::NOT_FOUND, _) if target == Target::Listing => SourceError::permanent(
             Reason::InvalidSource,
@@ -131,7 +131,7 @@ fn classify(
         ),
         (StatusCode::NOT_FOUND, _) => SourceError::permanent(
             Reason::ObjectNotFound,
-            format!("{what}: the object is gone ({said}); make a new version of the dataset"),
+            format!("{what}: the object is gone ({said}); delete the Dataset and create it anew to see what is there now"),
         ),
         (StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT, _) | (_, "SlowDown" | "RequestTimeout") => {
             SourceError::transient(Reason::SourceError, format!("{what}: the source is overloaded ({said}); it is asked again"))

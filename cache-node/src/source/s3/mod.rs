@@ -169,7 +169,9 @@ fn check_answer(
     let changed = |cause: String| {
         Err(SourceError::permanent(
             Reason::ObjectChanged,
-            format!("{what}: {cause} since the catalog was made; make a new version of the dataset"),
+            format!(
+                "{what}: {cause} since the catalog was made; delete the Dataset and create it anew to see what is there now"
+            ),
         ))
     };
     let text = |name: header::HeaderName| response.headers().get(name).and_then(|value| value.to_str().ok());

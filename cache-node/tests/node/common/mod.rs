@@ -98,7 +98,7 @@ pub fn config(
             socket: Some(folder.join("node.sock")),
         },
         tls: None,
-        members: members.iter().map(|address| Member { id: None, address: *address, weight: 1, zone: None }).collect(),
+        members: members.iter().map(|address| Member { id: None, address: *address, weight: 1 }).collect(),
         datasets,
         erase: false,
     }
