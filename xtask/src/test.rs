@@ -1,8 +1,10 @@
 //! `cargo xtask test`: formatting, lints, and all tests, those on a real cluster included.
 
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use forebay_e2e::command::{command, run_shown};
 use forebay_e2e::{paths, scenarios, setup};
@@ -21,8 +23,8 @@ pub struct Test {
 
 impl Test {
     pub fn run(self) -> Result<()> {
-        step("formatting", &["fmt", "--all", "--check"], &[])?;
-        step("lints", &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"], &[])?;
+        step("formatting", &["fmt", "--all", "--check"])?;
+        step("lints", &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
         setup::ensure()?;
         // Everything is set up, so that a test which finds it can't run has found a mistake.
         let mut environment = vec!["FOREBAY_REQUIRE_ALL"];
@@ -34,16 +36,89 @@ impl Test {
         }
         let mut arguments = vec!["test", "--workspace", "--no-fail-fast", "--"];
         arguments.extend(self.filters.iter().map(String::as_str));
-        step("tests", &arguments, &environment)
+        tests(&arguments, &environment)
     }
 }
 
-fn step(title: &str, arguments: &[&str], environment: &[&str]) -> Result<()> {
+/// Runs the tests, shows what they print as it comes, and closes with the sum over all of their runners.
+fn tests(arguments: &[&str], environment: &[&str]) -> Result<()> {
+    eprintln!("== tests");
+    let mut cargo = command("cargo", arguments);
+    cargo.current_dir(paths::repository()).envs(environment.iter().map(|variable| (variable, "1")));
+    let mut running = cargo.stdout(Stdio::piped()).spawn().context("starting cargo test")?;
+    let mut sum = Counts::default();
+    for line in BufReader::new(running.stdout.take().context("cargo test has no output")?).lines() {
+        let line = line.context("reading the tests' output")?;
+        println!("{line}");
+        if let Some(counts) = Counts::parse(&line) {
+            sum.add(&counts);
+        }
+    }
+    let status = running.wait().context("waiting for cargo test")?;
+    println!("\n{} passed, {} failed, {} skipped", sum.passed, sum.failed, sum.skipped);
+    ensure!(status.success(), "tests failed, see above: cargo test ended with {status}");
+    ensure!(sum.passed > 0, "no test was run: does a test have one of these in its name?");
+    Ok(())
+}
+
+/// What a runner says when it is done.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+impl Counts {
+    /// Reads the closing line of libtest (`test result: ok. 5 passed; 0 failed; 1 ignored; ...`) or of our scenarios (`5 passed, 0 failed`).
+    fn parse(line: &str) -> Option<Self> {
+        let counts = match line.strip_prefix("test result: ") {
+            Some(rest) => rest.split_once(". ")?.1,
+            None => line,
+        };
+        let mut found = Self::default();
+        let mut passed = false;
+        for part in counts.split([';', ',']) {
+            let Some((number, word)) = part.trim().split_once(' ') else { continue };
+            let number = number.parse().ok()?;
+            match word {
+                "passed" => (found.passed, passed) = (number, true),
+                "failed" => found.failed = number,
+                "ignored" => found.skipped = number,
+                _ => break,
+            }
+        }
+        passed.then_some(found)
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+fn step(title: &str, arguments: &[&str]) -> Result<()> {
     let start = Instant::now();
     eprintln!("== {title}");
     let mut cargo = command("cargo", arguments);
-    cargo.current_dir(paths::repository()).envs(environment.iter().map(|variable| (variable, "1")));
-    run_shown(&mut cargo).with_context(|| format!("{title}: see above"))?;
+    run_shown(cargo.current_dir(paths::repository())).with_context(|| format!("{title}: see above"))?;
     eprintln!("== {title}: {:.0} s", start.elapsed().as_secs_f64());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closing_lines_are_counted_and_other_lines_are_not() {
+        let libtest =
+            "test result: FAILED. 5 passed; 2 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.00s";
+        assert_eq!(Counts::parse(libtest), Some(Counts { passed: 5, failed: 2, skipped: 1 }));
+        assert_eq!(Counts::parse("9 passed, 0 failed"), Some(Counts { passed: 9, failed: 0, skipped: 0 }));
+        for line in ["", "running 5 tests", "test a ... ok", "test result", "5 files, 3 passed by"] {
+            assert_eq!(Counts::parse(line), None, "{line}");
+        }
+    }
 }

@@ -8,8 +8,9 @@ use parking_lot::Mutex;
 use crate::metrics::Origin;
 use crate::units::{ByteRange, ChunkIndex, chunk_count};
 
-/// Chunks to be ahead of a sequential reader, once it has shown that it is one.
-const AHEAD: u32 = 4;
+/// Most chunks to be ahead of a sequential reader: 64 MiB, what a line of 10 Gbit/s holds in 50 ms. The daemon reads what it knows to be present
+/// without asking, so the reader is seen only at the end of that, and the distance has to be long.
+const AHEAD: u32 = 16;
 
 /// Where a reader is.
 #[derive(Debug, Default)]
@@ -38,7 +39,9 @@ impl ReadAhead {
             return Vec::new();
         }
         let next = range.chunks().next_back().map_or(0, |last| last.0.saturating_add(1));
-        (next..next.saturating_add(AHEAD.min(run)).min(chunk_count(size))).map(ChunkIndex).collect()
+        // Twice as far each time: a short sequence costs little, a long one soon has all.
+        let ahead = 1_u32.checked_shl(run).unwrap_or(AHEAD).min(AHEAD);
+        (next..next.saturating_add(ahead).min(chunk_count(size))).map(ChunkIndex).collect()
     }
 
     /// A chunk has come because of this.
@@ -66,8 +69,8 @@ mod tests {
     fn a_sequential_reader_gets_ahead_and_a_random_one_does_not() {
         let ahead = ReadAhead::default();
         assert_eq!(read(&ahead, 0, CHUNK_BYTES), [0; 0]);
-        assert_eq!(read(&ahead, CHUNK_BYTES, CHUNK_BYTES), [2, 3]);
-        assert_eq!(read(&ahead, 2 * CHUNK_BYTES, CHUNK_BYTES), [3, 4, 5]);
+        assert_eq!(read(&ahead, CHUNK_BYTES, CHUNK_BYTES), [2, 3, 4, 5]);
+        assert_eq!(read(&ahead, 2 * CHUNK_BYTES, CHUNK_BYTES), [3, 4, 5, 6, 7, 8, 9]);
         assert_eq!(read(&ahead, 8 * CHUNK_BYTES, 4096), [0; 0]);
         assert_eq!(read(&ahead, 3 * CHUNK_BYTES, 4096), [0; 0]);
         let end = ReadAhead::default();

@@ -129,6 +129,11 @@ impl View {
                     return Step::End(ExitCode::SUCCESS);
                 }
                 self.line(&text);
+                if preload.phase == LoadPhase::Failed {
+                    let first =
+                        preload.failures.first().map(|failure| format!("; {}: {}", failure.path, failure.reason));
+                    return Step::Failing(format!("{}: {text}{}", self.name, first.unwrap_or_default()));
+                }
             }
             (None, Some(version)) if dataset.spec.preload.is_none() => {
                 self.finish(&format!(
