@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use forebay_catalog::ObjectId;
-use forebay_protocol::config::{DatasetConfig, RuntimeConfig};
+use forebay_protocol::config::{DatasetConfig, PlacementConfig, RuntimeConfig};
 use forebay_protocol::layout::CacheLayout;
 use forebay_protocol::node;
 use forebay_protocol::tls::Identity;
@@ -19,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::catalogue::{CatalogFolders, Keeper};
 use crate::dataset::{CatalogObject, Dataset};
-use crate::fetch::peers::Peers;
+use crate::fetch::peers::{Peers, Reach};
 use crate::fetch::placement::Members;
 use crate::fetch::{Ensured, FetchError, Fetched, Fetcher, Memory, Purpose};
 use crate::holdings::Holdings;
@@ -260,24 +260,28 @@ impl Engine {
         Ok(ensured)
     }
 
-    /// Reads a chunk for a peer, from this node's cache or the source.
+    /// Reads a chunk for a peer, from this node's cache or the source; none when it is not here and the peer wants no more than that.
     pub async fn chunk_for_peer(
         &self,
         dataset: &Arc<Dataset>,
         object: &CatalogObject,
         chunk: ChunkIndex,
-    ) -> Result<ChunkRead, FetchError> {
+        reach: Reach,
+    ) -> Result<Option<ChunkRead>, FetchError> {
         // Present and then not: evicted or found damaged between two looks.
         for _ in 0..5 {
             if self.store.has(&object.stored.id, chunk) {
                 let memory = self.fetcher.memory_for_cached(chunk.range(object.stored.size).length).await?;
                 if let Some((bytes, crc)) = self.store.read_chunk(&object.stored, chunk).await? {
-                    return Ok(ChunkRead { bytes, crc, was_cached: true, memory });
+                    return Ok(Some(ChunkRead { bytes, crc, was_cached: true, memory }));
                 }
+            }
+            if reach == Reach::Cache {
+                return Ok(None);
             }
             if let Ensured::Fetched(fetched) = self.fetcher.ensure(dataset, object, chunk, Purpose::Owner).await? {
                 let Fetched { bytes, crc, was_cached, memory, .. } = fetched;
-                return Ok(ChunkRead { bytes, crc, was_cached, memory });
+                return Ok(Some(ChunkRead { bytes, crc, was_cached, memory }));
             }
         }
         Err(FetchError::internal(format!("object {} does not stay in the cache", object.stored.id)))
@@ -315,6 +319,22 @@ impl Engine {
         let twice = uids.array_windows().find(|[a, b]| a == b);
         if let Some([uid, _]) = twice {
             return Err(Problem::new(Reason::InvalidSource, format!("dataset {uid} is in the config twice")));
+        }
+        let planned = config
+            .datasets
+            .iter()
+            .find(|dataset| dataset.placement != PlacementConfig::default() || dataset.pin.is_some());
+        if let Some(dataset) = planned {
+            let message =
+                format!("dataset {}: placement and pin are not supported yet; leave them out", dataset.full_name());
+            return Err(Problem::new(Reason::InvalidSource, message));
+        }
+        let leaving = config.members.iter().any(|member| !member.state.is_active());
+        if leaving || !config.quotas.is_empty() {
+            return Err(Problem::new(
+                Reason::InvalidSource,
+                "leaving members and quotas are not supported yet; leave them out",
+            ));
         }
         // A UID is the name of a folder.
         let bad = uids.iter().find(|uid| {

@@ -210,6 +210,7 @@ impl Shared {
             erased: self.erased.load(Ordering::Relaxed),
             datasets: engine.map(|engine| engine.status()).unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..StatusResponse::default()
         }
     }
 

@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status};
 use crate::catalogue::transfer;
 use crate::engine::Engine;
 use crate::fetch::FetchError;
+use crate::fetch::peers::Reach;
 use crate::node::Shared;
 use crate::units::{ByteRange, ChunkIndex};
 
@@ -74,7 +75,7 @@ impl Node for PeerServer {
         &self,
         request: Request<ReadObjectRequest>,
     ) -> Result<Response<Self::ReadObjectStream>, Status> {
-        let ReadObjectRequest { dataset_uid, object_id, offset, length } = request.into_inner();
+        let ReadObjectRequest { dataset_uid, object_id, offset, length, cached_only } = request.into_inner();
         let id: [u8; 16] =
             object_id.as_ref().try_into().map_err(|_| Status::invalid_argument("an object id has 16 bytes"))?;
         let id = ObjectId::from_bytes(id);
@@ -84,12 +85,14 @@ impl Node for PeerServer {
         if ChunkIndex::containing(range.offset).range(object.stored.size).offset != range.offset || range.is_empty() {
             return Err(Status::invalid_argument(format!("{range} does not begin at a chunk of object {id}")));
         }
+        let reach = if cached_only { Reach::Cache } else { Reach::Source };
         let chunks = stream::iter(range.chunks()).map(move |chunk| {
             let (engine, dataset, object) = (Arc::clone(&engine), Arc::clone(&dataset), object.clone());
-            async move { engine.chunk_for_peer(&dataset, &object, chunk).await.map(|chunk_read| (chunk, chunk_read)) }
+            async move { engine.chunk_for_peer(&dataset, &object, chunk, reach).await.map(|read| (chunk, read)) }
         });
         let pieces = chunks.buffered(READ_AHEAD).flat_map(|chunk| match chunk {
-            Ok((chunk, read)) => {
+            Ok((_, None)) => stream::empty().boxed(),
+            Ok((chunk, Some(read))) => {
                 let pieces = pieces(chunk, &read.bytes, read.crc, read.was_cached);
                 // Held until the last piece is taken.
                 stream::iter(pieces).inspect(move |_| _ = &read.memory).boxed()

@@ -14,6 +14,9 @@ pub const CHUNK_BYTES: u64 = 4 << 20;
 /// Size of a stripe, the unit of placement: a multiple of the chunk.
 pub const STRIPE_BYTES: u64 = 256 << 20;
 
+/// What a node's memory is bounded by when the config does not say.
+pub const DEFAULT_MEMORY_BYTES: u64 = 512 << 20;
+
 /// The whole file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -31,6 +34,9 @@ pub struct RuntimeConfig {
     /// All cache nodes of the runtime. A node finds itself by id or address. Empty: this node is alone.
     #[serde(default)]
     pub members: Vec<Member>,
+    /// What the Datasets of a namespace may use of the pool together.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub quotas: Vec<QuotaConfig>,
     /// What to serve.
     #[serde(default)]
     pub datasets: Vec<DatasetConfig>,
@@ -63,6 +69,9 @@ pub struct NodeConfig {
     pub cache_dir: PathBuf,
     /// Bytes that the cache may use of its disk.
     pub capacity_bytes: u64,
+    /// Bytes of memory for data on its way and for the index; the program itself takes some ten MiB more.
+    #[serde(default = "default_memory_bytes")]
+    pub memory_bytes: u64,
     /// Address of the node API.
     pub listen: SocketAddr,
     /// Address of `/metrics`, `/healthz` and `/readyz`; none when absent.
@@ -71,6 +80,10 @@ pub struct NodeConfig {
     /// The local socket for `forebay-fuse`; none when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<PathBuf>,
+}
+
+fn default_memory_bytes() -> u64 {
+    DEFAULT_MEMORY_BYTES
 }
 
 /// PEM files of a TLS identity, relative to the folder of `runtime.yaml` unless absolute.
@@ -97,6 +110,39 @@ pub struct Member {
     /// Share of the stripes relative to the others'. 0: owns nothing, only reads.
     #[serde(default = "default_weight")]
     pub weight: u32,
+    /// Its failure domain, as in the label `topology.kubernetes.io/zone`. Replicas go to different zones, reads stay in one where they can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// Whether it is to stay.
+    #[serde(default, skip_serializing_if = "MemberState::is_active")]
+    pub state: MemberState,
+}
+
+/// Whether a member is to stay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemberState {
+    /// It owns its share.
+    #[default]
+    Active,
+    /// It is asked to leave: it owns nothing any more, hands what it holds to the new owners, and serves until that is done.
+    Leaving,
+}
+
+impl MemberState {
+    /// Whether it is to stay.
+    pub fn is_active(&self) -> bool {
+        *self == Self::Active
+    }
+}
+
+/// What the Datasets of a namespace may use of the pool together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct QuotaConfig {
+    /// The namespace.
+    pub namespace: String,
+    /// Bytes of the whole pool.
+    pub capacity_bytes: u64,
 }
 
 fn default_weight() -> u32 {
@@ -104,6 +150,11 @@ fn default_weight() -> u32 {
 }
 
 impl Member {
+    /// An active member of weight 1 that is known by its address.
+    pub fn at(address: SocketAddr) -> Self {
+        Self { id: None, address, weight: default_weight(), zone: None, state: MemberState::Active }
+    }
+
     /// What placement hashes.
     pub fn placement_id(&self) -> String {
         self.id.clone().unwrap_or_else(|| self.address.to_string())
@@ -125,6 +176,12 @@ pub struct DatasetConfig {
     /// Owner and modes of the tree.
     #[serde(default)]
     pub access: AccessConfig,
+    /// On which nodes content is kept.
+    #[serde(default, skip_serializing_if = "PlacementConfig::is_default")]
+    pub placement: PlacementConfig,
+    /// What is evicted only when nothing else is left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin: Option<PinConfig>,
     /// At most this much of the whole pool; no limit when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity_bytes: Option<u64>,
@@ -141,6 +198,58 @@ impl DatasetConfig {
     pub fn full_name(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
     }
+}
+
+/// On which nodes the content of a Dataset is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PlacementConfig {
+    /// How it is spread.
+    #[serde(default)]
+    pub mode: PlacementMode,
+    /// Owners of each stripe, in different zones where there are enough; all members when there are fewer. Means nothing with `Everywhere`.
+    #[serde(default = "default_replicas")]
+    pub replicas: u32,
+}
+
+fn default_replicas() -> u32 {
+    1
+}
+
+impl Default for PlacementConfig {
+    fn default() -> Self {
+        Self { mode: PlacementMode::default(), replicas: default_replicas() }
+    }
+}
+
+impl PlacementConfig {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// How the content of a Dataset is spread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PlacementMode {
+    /// Owners keep what they own; who reads something keeps a copy as long as there is room that no owner needs.
+    #[default]
+    Auto,
+    /// Only owners keep anything; what a reader needs elsewhere goes when it closes the file.
+    Sharded,
+    /// Every node has all of it. Each brings its part from the source and gives it to the others.
+    Everywhere,
+}
+
+/// What is evicted only when nothing else is left: files that match one of the globs and are young enough.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PinConfig {
+    /// Globs as in [`PreloadConfig`]; everything when empty.
+    #[serde(default)]
+    pub include: Vec<String>,
+    /// Only files that were changed in the source less than this many seconds ago; of any age when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newer_than_seconds: Option<u64>,
 }
 
 /// A folder of the tree and where its content is.

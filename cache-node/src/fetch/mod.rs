@@ -20,7 +20,7 @@ use crate::store::{Store, StoreError};
 use crate::units::ChunkIndex;
 pub use failure::FetchError;
 use failure::Kind;
-use peers::{PeerAnswer, Peers};
+use peers::{PeerAnswer, Peers, Reach};
 use placement::{Hop, Members};
 use single_flight::SingleFlight;
 
@@ -211,14 +211,14 @@ impl Fetcher {
         let Some(address) = self.members().address(peer) else { return Ok(None) };
         let length = chunk.range(object.stored.size).length;
         let memory = reserve(&self.from_peers, length).await?;
-        let answer = self.peers.read_chunk(address, dataset.uid(), &object.stored, chunk).await;
+        let answer = self.peers.read_chunk(address, dataset.uid(), &object.stored, chunk, Reach::Source).await;
         let (bytes, crc, was_cached) = match answer {
             PeerAnswer::Chunk { bytes, crc, was_cached } => (bytes, crc, was_cached),
             PeerAnswer::Damaged => {
                 self.metrics.count_verification_failure();
                 return Ok(None);
             }
-            PeerAnswer::Unavailable => return Ok(None),
+            PeerAnswer::Lacking | PeerAnswer::Unavailable => return Ok(None),
             PeerAnswer::Failed(error) => return Err(error),
         };
         dataset.counters.add_peer(length);

@@ -47,6 +47,15 @@ struct Peer {
     lacking: HashMap<String, Instant>,
 }
 
+/// How far a peer may go to answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reach {
+    /// From its cache, or else from the source.
+    Source,
+    /// Only what it has.
+    Cache,
+}
+
 /// What came of asking a peer for a chunk.
 #[derive(Debug)]
 pub enum PeerAnswer {
@@ -59,6 +68,8 @@ pub enum PeerAnswer {
         /// It was there before.
         was_cached: bool,
     },
+    /// It does not have the chunk, and was asked for no more than that.
+    Lacking,
     /// Something else than the chunk.
     Damaged,
     /// The peer can't be reached or can't help.
@@ -139,6 +150,7 @@ impl Peers {
         dataset_uid: &str,
         object: &ObjectRef,
         chunk: ChunkIndex,
+        reach: Reach,
     ) -> PeerAnswer {
         if self.is_resting(address, dataset_uid) {
             return PeerAnswer::Unavailable;
@@ -151,7 +163,7 @@ impl Peers {
             .with_jitter()
             .build();
         loop {
-            let status = match self.read_once(address, dataset_uid, object, chunk).await {
+            let status = match self.read_once(address, dataset_uid, object, chunk, reach).await {
                 Ok(answer) => return answer,
                 Err(status) => status,
             };
@@ -186,6 +198,7 @@ impl Peers {
         dataset_uid: &str,
         object: &ObjectRef,
         chunk: ChunkIndex,
+        reach: Reach,
     ) -> Result<PeerAnswer, Status> {
         let range = chunk.range(object.size);
         let mut client = self.client(address).map_err(|error| Status::unavailable(error.to_string()))?;
@@ -194,6 +207,7 @@ impl Peers {
             object_id: Bytes::copy_from_slice(object.id.as_bytes()),
             offset: range.offset,
             length: range.length,
+            cached_only: reach == Reach::Cache,
         };
         let mut pieces = client.read_object(request).await?.into_inner();
         let mut all = BytesMut::new();
@@ -208,6 +222,9 @@ impl Peers {
                 all.reserve(usize::try_from(range.length).unwrap_or_default());
             }
             all.extend_from_slice(&piece.data);
+        }
+        if all.is_empty() && reach == Reach::Cache {
+            return Ok(PeerAnswer::Lacking);
         }
         if all.len() as u64 != range.length {
             return Ok(damaged(address, object, "too few bytes"));

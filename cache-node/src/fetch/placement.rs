@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     fn member(n: u8, weight: u32) -> Member {
-        Member { id: Some(format!("node-{n}")), address: SocketAddr::from(([127, 0, 0, n], 7070)), weight }
+        Member { id: Some(format!("node-{n}")), weight, ..Member::at(SocketAddr::from(([127, 0, 0, n], 7070))) }
     }
 
     fn id(n: u32) -> ObjectId {

@@ -33,7 +33,10 @@ async fn a_range_comes_in_whole_chunks_with_checksums_and_nonsense_is_refused() 
         object_id: Bytes::copy_from_slice(id.as_bytes()),
         offset: CHUNK,
         length: u64::MAX,
+        cached_only: false,
     };
+    let held = ReadObjectRequest { cached_only: true, ..good.clone() };
+    assert!(read(&node, held.clone()).await.unwrap().is_empty(), "nothing is here, and nothing is fetched");
     for was_cached in [false, true] {
         let pieces = read(&node, good.clone()).await.unwrap();
         let all: Vec<u8> = pieces.iter().flat_map(|piece| piece.data.to_vec()).collect();
@@ -44,6 +47,7 @@ async fn a_range_comes_in_whole_chunks_with_checksums_and_nonsense_is_refused() 
         assert_eq!(crcs, expected.collect::<Vec<_>>());
     }
 
+    assert!(read(&node, held).await.unwrap().iter().all(|piece| piece.was_cached));
     let refused = async |change: &dyn Fn(&mut ReadObjectRequest)| {
         let mut request = good.clone();
         change(&mut request);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use forebay_cache_node::node::{Node, NodeOptions};
 use forebay_crds::format_bytes;
-use forebay_protocol::config::{DatasetConfig, NodeConfig, RuntimeConfig, RuntimeName};
+use forebay_protocol::config::{DEFAULT_MEMORY_BYTES, DatasetConfig, NodeConfig, RuntimeConfig, RuntimeName};
 use forebay_protocol::node::{CatalogInfo, DatasetStatus, Problem};
 
 use super::cache::CacheFolder;
@@ -42,12 +42,14 @@ pub async fn start(args: &MountArgs, dataset: &DatasetConfig, cache: &CacheFolde
         node: NodeConfig {
             cache_dir: cache.root().to_owned(),
             capacity_bytes: args.capacity,
+            memory_bytes: DEFAULT_MEMORY_BYTES,
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             metrics: args.metrics,
             socket: Some(cache.socket()),
         },
         tls: None,
         members: Vec::new(),
+        quotas: Vec::new(),
         datasets: vec![dataset.clone()],
         erase: false,
     };

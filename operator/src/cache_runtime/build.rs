@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use forebay_crds::{CacheRuntime, Toleration, TolerationOperator};
-use forebay_protocol::config::{DatasetConfig, Member, NodeConfig, RuntimeConfig, TlsFiles};
+use forebay_protocol::config::{DEFAULT_MEMORY_BYTES, DatasetConfig, Member, NodeConfig, RuntimeConfig, TlsFiles};
 use forebay_protocol::layout::{FOREBAY_GID, NODE_UID, node_socket};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Node, Secret, Service, ServiceAccount, Taint};
@@ -254,12 +254,14 @@ pub fn config(
         node: NodeConfig {
             cache_dir: runtime.cache_dir(),
             capacity_bytes: runtime.capacity_bytes,
+            memory_bytes: DEFAULT_MEMORY_BYTES,
             listen: any(NODE_PORT),
             metrics: Some(any(HEALTH_PORT)),
             socket: Some(node_socket(run_dir, &runtime.name)),
         },
         tls: Some(TlsFiles { ca: "ca.crt".into(), cert: "tls.crt".into(), key: "tls.key".into() }),
         members,
+        quotas: Vec::new(),
         datasets,
         erase,
     };

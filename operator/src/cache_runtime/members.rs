@@ -36,7 +36,7 @@ impl Membership {
 
     /// All members, by id.
     pub fn members(&self) -> Vec<Member> {
-        self.0.iter().map(|(id, (address, _))| Member { id: Some(id.clone()), address: *address, weight: 1 }).collect()
+        self.0.iter().map(|(id, (address, _))| Member { id: Some(id.clone()), ..Member::at(*address) }).collect()
     }
 }
 
@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn an_operator_that_starts_takes_the_members_from_the_configuration() {
         let (mut membership, start) = (Membership::default(), Instant::now());
-        membership.restore(&[Member { id: Some("a".into()), address: address(1), weight: 1 }], start);
+        membership.restore(&[Member { id: Some("a".into()), ..Member::at(address(1)) }], start);
         assert_eq!(seen(&mut membership, &[("b", 2)], start).len(), 2);
     }
 }

@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn datasets_wait_for_all_nodes_of_a_new_runtime_and_then_never_again() {
-        let member = |id: &str| Member { id: Some(id.into()), address: ([10, 0, 0, 1], 7070).into(), weight: 1 };
+        let member = |id: &str| Member { id: Some(id.into()), ..Member::at(([10, 0, 0, 1], 7070).into()) };
         let (mut memory, start) = (RuntimeMemory::default(), Instant::now());
         assert!(!is_open(&mut memory, &[], 2, start), "nobody is there");
         assert!(!is_open(&mut memory, &[member("a")], 2, start), "one is missing");

@@ -1,7 +1,7 @@
 //! What a Dataset becomes: an entry of `runtime.yaml`, a PersistentVolume and a claim. Pure: types in, types out.
 
 use forebay_crds::Dataset;
-use forebay_protocol::config::{DatasetConfig, MountConfig, SourceConfig};
+use forebay_protocol::config::{DatasetConfig, MountConfig, PlacementConfig, SourceConfig};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::Resource as _;
 use serde_json::json;
@@ -46,6 +46,8 @@ pub fn config_entry(dataset: &ValidDataset, credentials: &CredentialsBySecret) -
         name: dataset.name.clone(),
         mounts,
         access: dataset.access.clone(),
+        placement: PlacementConfig::default(),
+        pin: None,
         capacity_bytes: dataset.capacity_bytes,
         preload: dataset.preload.clone(),
         catalog: dataset.catalog.clone(),

@@ -12,8 +12,8 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
 use forebay_protocol::config::{
-    AccessConfig, DatasetConfig, Member, MountConfig, NodeConfig, PreloadConfig, RuntimeConfig, RuntimeName,
-    SourceConfig,
+    AccessConfig, DEFAULT_MEMORY_BYTES, DatasetConfig, Member, MountConfig, NodeConfig, PlacementConfig, PreloadConfig,
+    RuntimeConfig, RuntimeName, SourceConfig,
 };
 use tempfile::TempDir;
 
@@ -66,6 +66,8 @@ pub fn dataset(uid: &str, source: SourceConfig) -> DatasetConfig {
         name: uid.to_owned(),
         mounts: vec![MountConfig { path: "/".to_owned(), sources: vec![source] }],
         access: AccessConfig::default(),
+        placement: PlacementConfig::default(),
+        pin: None,
         capacity_bytes: None,
         preload: None,
         catalog: None,
@@ -93,12 +95,14 @@ pub fn config(
         node: NodeConfig {
             cache_dir: folder.join("cache"),
             capacity_bytes: 4 << 30,
+            memory_bytes: DEFAULT_MEMORY_BYTES,
             listen,
             metrics: Some(SocketAddr::new(listen.ip(), 0)),
             socket: Some(folder.join("node.sock")),
         },
         tls: None,
-        members: members.iter().map(|address| Member { id: None, address: *address, weight: 1 }).collect(),
+        members: members.iter().map(|address| Member::at(*address)).collect(),
+        quotas: Vec::new(),
         datasets,
         erase: false,
     }
