@@ -7,7 +7,6 @@ use forebay_cache_node::args::{Args, Command};
 use forebay_cache_node::node::{Node, NodeOptions};
 use forebay_cache_node::prepare;
 use forebay_protocol::config::RuntimeConfig;
-use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> anyhow::Result<()> {
     let command = Args::parse().command();
@@ -24,9 +23,9 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Prepare { cache_dir, run_dir } => return Ok(prepare::prepare(&cache_dir, &run_dir)?),
         Command::Run { config, advertise } => (config, advertise),
     };
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let ended = forebay_protocol::end::signalled()?;
     let node = Node::start(RuntimeConfig::read(&config)?, NodeOptions { watch: Some(config), advertise }).await?;
-    tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+    ended.await;
     node.shutdown().await;
     Ok(())
 }

@@ -14,6 +14,7 @@ pub mod objects;
 mod ranges;
 mod registry;
 pub mod session;
+pub mod supervise;
 mod wake;
 
 pub use registry::{Found, MountedCatalog, NotFound, Registry};

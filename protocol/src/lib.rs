@@ -2,6 +2,7 @@
 //! TLS identities, the descriptor-passing socket, and the log format. No behaviour of its own.
 
 pub mod config;
+pub mod end;
 pub mod fdsocket;
 pub mod layout;
 pub mod log;
