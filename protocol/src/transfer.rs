@@ -237,11 +237,11 @@ impl ClientFrame {
     /// The frame at the beginning of `bytes` and its length there; none when it is not all there yet.
     pub fn decode(bytes: &[u8]) -> Result<Option<(Self, usize)>, FrameError> {
         let Some(header) = Header::decode(bytes)? else { return Ok(None) };
+        if !matches!(header.kind, REQUEST | SUSPECT | PING) {
+            return Err(FrameError::Kind(header.kind));
+        }
         let Header { kind, number, length, .. } = header.plain("header")?;
         let total = HEADER_BYTES + length as usize;
-        if !matches!(kind, REQUEST | SUSPECT | PING) {
-            return Err(FrameError::Kind(kind));
-        }
         let bad_length = FrameError::Length { kind, length };
         if total > MAX_REQUEST || kind == PING && length != 0 {
             return Err(bad_length);
@@ -257,8 +257,7 @@ impl ClientFrame {
         if uid_length > MAX_UID || !remainder.is_empty() || items.is_empty() || items.len() > MAX_ITEMS {
             return Err(bad_length);
         }
-        let dataset_uid =
-            str::from_utf8(uid).map_err(|_| FrameError::Field { kind, field: "dataset uid" })?.to_owned();
+        let dataset_uid = str::from_utf8(uid).map_err(|_| FrameError::Field { kind, field: "dataset uid" })?.to_owned();
         let mut items = items.iter().map(|item| decode_item(kind, item));
         let frame = if kind == REQUEST {
             let items = items.collect::<Result<Vec<_>, _>>()?;
