@@ -8,7 +8,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use forebay_catalog::ObjectId;
 use forebay_protocol::config::{DatasetConfig, PlacementConfig, RuntimeConfig};
 use forebay_protocol::layout::CacheLayout;
@@ -19,10 +18,11 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::catalogue::{CatalogFolders, Keeper};
 use crate::dataset::{CatalogObject, Dataset};
-use crate::fetch::peers::{Peers, Reach};
+use crate::fetch::peers::Peers;
 use crate::fetch::placement::Members;
-use crate::fetch::{Ensured, FetchError, Fetched, Fetcher, Memory, Purpose};
+use crate::fetch::{Ensured, FetchError, Fetched, Fetcher, Purpose};
 use crate::holdings::Holdings;
+use crate::memory::{self, Shares};
 use crate::metrics::Metrics;
 use crate::preload::{self, Selection};
 use crate::problem::{Problem, Reason};
@@ -62,17 +62,16 @@ pub enum EngineError {
     Catalogs(#[source] io::Error),
 }
 
-/// A chunk as a peer gets it.
+/// How a chunk came to be here for a peer.
 #[derive(Clone, Debug)]
-pub struct ChunkRead {
-    /// Its bytes, verified.
-    pub bytes: Bytes,
-    /// Their crc32c.
-    pub crc: u32,
-    /// It was here before.
-    pub was_cached: bool,
-    /// To be held while the bytes are on their way.
-    pub memory: Memory,
+pub enum Brought {
+    /// It is in the cache.
+    Kept {
+        /// It, or what it was fetched from, was on some cache node before.
+        was_cached: bool,
+    },
+    /// It was fetched and could not be kept.
+    Passing(Fetched),
 }
 
 impl Engine {
@@ -81,6 +80,7 @@ impl Engine {
         layout: &CacheLayout,
         capacity: u64,
         identity: Option<Identity>,
+        memory: Shares,
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, EngineError> {
         let holdings: Arc<HoldingsByUid> = Arc::default();
@@ -95,7 +95,12 @@ impl Engine {
             Store::open(&opened, capacity, observer, move || counted.count_verification_failure())
         });
         let store = store.await.map_err(|error| EngineError::Catalogs(io::Error::other(error)))??;
-        let fetcher = Fetcher::new(Arc::clone(&store), Peers::new(identity), Arc::clone(&metrics));
+        let fetcher = Fetcher::new(
+            Arc::clone(&store),
+            Peers::new(identity, memory.buffers.clone()),
+            memory,
+            Arc::clone(&metrics),
+        );
         let engine = Self {
             folders: CatalogFolders::open(layout).map_err(EngineError::Catalogs)?,
             fetcher: Arc::new(fetcher),
@@ -260,31 +265,23 @@ impl Engine {
         Ok(ensured)
     }
 
-    /// Reads a chunk for a peer, from this node's cache or the source; none when it is not here and the peer wants no more than that.
-    pub async fn chunk_for_peer(
+    /// Makes a chunk present for a peer, from the source if need be.
+    pub async fn bring_for_peer(
         &self,
         dataset: &Arc<Dataset>,
         object: &CatalogObject,
         chunk: ChunkIndex,
-        reach: Reach,
-    ) -> Result<Option<ChunkRead>, FetchError> {
-        // Present and then not: evicted or found damaged between two looks.
-        for _ in 0..5 {
-            if self.store.has(&object.stored.id, chunk) {
-                let memory = self.fetcher.memory_for_cached(chunk.range(object.stored.size).length).await?;
-                if let Some((bytes, crc)) = self.store.read_chunk(&object.stored, chunk).await? {
-                    return Ok(Some(ChunkRead { bytes, crc, was_cached: true, memory }));
-                }
-            }
-            if reach == Reach::Cache {
-                return Ok(None);
-            }
-            if let Ensured::Fetched(fetched) = self.fetcher.ensure(dataset, object, chunk, Purpose::Owner).await? {
-                let Fetched { bytes, crc, was_cached, memory, .. } = fetched;
-                return Ok(Some(ChunkRead { bytes, crc, was_cached, memory }));
-            }
+    ) -> Result<Brought, FetchError> {
+        match self.fetcher.ensure(dataset, object, chunk, Purpose::Owner).await? {
+            Ensured::Present => Ok(Brought::Kept { was_cached: true }),
+            Ensured::Fetched(fetched) if fetched.kept.is_ok() => Ok(Brought::Kept { was_cached: fetched.was_cached }),
+            Ensured::Fetched(fetched) => Ok(Brought::Passing(fetched)),
         }
-        Err(FetchError::internal(format!("object {} does not stay in the cache", object.stored.id)))
+    }
+
+    /// The node's memory.
+    pub fn memory(&self) -> &Shares {
+        self.fetcher.memory()
     }
 
     /// The present range around one that is present.
@@ -319,6 +316,14 @@ impl Engine {
         let twice = uids.array_windows().find(|[a, b]| a == b);
         if let Some([uid, _]) = twice {
             return Err(Problem::new(Reason::InvalidSource, format!("dataset {uid} is in the config twice")));
+        }
+        if config.node.memory_bytes < memory::LEAST {
+            let message = format!(
+                "node.memoryBytes is {}, and a node needs at least {}; raise it or leave it out",
+                config.node.memory_bytes,
+                memory::LEAST
+            );
+            return Err(Problem::new(Reason::InvalidSource, message));
         }
         let planned = config
             .datasets

@@ -1,5 +1,5 @@
 //! The cache node: lists sources into catalogs, fetches objects once, keeps them on this node's disk, and serves them to its machine (local
-//! socket) and its peers (gRPC). Knows nothing of Kubernetes: one [`forebay_protocol::config::RuntimeConfig`] says all it has to know.
+//! socket) and its peers (own frames and gRPC). Knows nothing of Kubernetes: one [`forebay_protocol::config::RuntimeConfig`] says all it has to know.
 //!
 //! [`node::Node::start`] runs one in any process; `forebay-node` is a process that does nothing else.
 
@@ -13,6 +13,7 @@ pub mod holdings;
 mod http;
 mod identity;
 mod local;
+pub mod memory;
 pub mod metrics;
 pub mod node;
 mod peer;

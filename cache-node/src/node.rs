@@ -10,12 +10,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use forebay_protocol::config::RuntimeConfig;
 use forebay_protocol::layout::CacheLayout;
 use forebay_protocol::node::StatusResponse;
-use forebay_protocol::tls::{Identity, IdentityError};
+use forebay_protocol::tls::{Identity, IdentityError, TlsError};
 use parking_lot::{Mutex, RwLock};
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::engine::{Engine, EngineError};
+use crate::memory::Shares;
 use crate::metrics::Metrics;
 use crate::problem::Problem;
 use crate::{http, identity, local, server, watch};
@@ -64,7 +65,7 @@ pub enum NodeError {
     Identity(#[from] IdentityError),
     /// The node API's server can't start.
     #[error("the node API: {0}")]
-    Api(#[from] tonic::transport::Error),
+    Api(#[from] TlsError),
     /// The config contradicts itself.
     #[error("the config can't be used: {0}")]
     Config(Problem),
@@ -85,6 +86,7 @@ pub struct Shared {
     layout: CacheLayout,
     addresses: Vec<SocketAddr>,
     metrics: Arc<Metrics>,
+    memory: Shares,
     engine: RwLock<Option<Arc<Engine>>>,
     tidying: Mutex<Option<AbortOnDropHandle<()>>>,
     api: server::Api,
@@ -113,6 +115,7 @@ impl Node {
             layout: CacheLayout::new(&config.node.cache_dir),
             addresses,
             metrics: Metrics::new(),
+            memory: Shares::of(config.node.memory_bytes),
             engine: RwLock::default(),
             tidying: Mutex::default(),
             api: server::Api::new(listener),
@@ -180,6 +183,16 @@ impl Node {
 }
 
 impl Shared {
+    /// The node's memory.
+    pub fn memory(&self) -> &Shares {
+        &self.memory
+    }
+
+    /// The node API's socket.
+    pub(crate) fn api(&self) -> &server::Api {
+        &self.api
+    }
+
     /// The engine, unless the cache was erased.
     pub fn engine(&self) -> Option<Arc<Engine>> {
         self.engine.read().clone()
@@ -236,7 +249,7 @@ impl Shared {
             let node_id = self.node_id.read().clone();
             engine.apply(&config, &node_id, &self.addresses).await.map_err(|source| self.cache_error(source))?;
         }
-        self.api.serve(self, identity, config.tls.as_ref())?;
+        self.api.serve(self, identity.as_ref(), config.tls.as_ref())?;
         tracing::info!(
             revision = config.revision,
             datasets = config.datasets.len(),
@@ -251,10 +264,12 @@ impl Shared {
         if let Some(before) = &*self.applied.read() {
             let fixed = |config: &RuntimeConfig| {
                 let node = &config.node;
-                (node.cache_dir.clone(), node.listen, node.metrics, node.socket.clone())
+                (node.cache_dir.clone(), node.memory_bytes, node.listen, node.metrics, node.socket.clone())
             };
             if fixed(before) != fixed(config) {
-                tracing::warn!("cacheDir, listen, metrics and socket take effect when the node is restarted");
+                tracing::warn!(
+                    "cacheDir, memoryBytes, listen, metrics and socket take effect when the node is restarted"
+                );
             }
         }
     }
@@ -263,7 +278,8 @@ impl Shared {
         let path = self.layout.root();
         let id =
             identity::of_folder(&self.layout).map_err(|source| NodeError::Folder { path: path.to_owned(), source })?;
-        let engine = Engine::open(&self.layout, config.node.capacity_bytes, identity, Arc::clone(&self.metrics)).await;
+        let (memory, metrics) = (self.memory.clone(), Arc::clone(&self.metrics));
+        let engine = Engine::open(&self.layout, config.node.capacity_bytes, identity, memory, metrics).await;
         let engine = engine.map_err(|source| self.cache_error(source))?;
         *self.node_id.write() = id;
         self.erased.store(false, Ordering::Relaxed);

@@ -20,8 +20,7 @@ use forebay_operator::{Arguments, leader, run_with};
 use forebay_protocol::config::{DatasetConfig, RuntimeConfig};
 use forebay_protocol::node::node_server::{Node, NodeServer};
 use forebay_protocol::node::{
-    CatalogInfo, DatasetStatus, PreloadProgress, ReadCatalogRequest, ReadCatalogResponse, ReadObjectRequest,
-    ReadObjectResponse, StatusRequest, StatusResponse,
+    CatalogInfo, DatasetStatus, PreloadProgress, ReadCatalogRequest, ReadCatalogResponse, StatusRequest, StatusResponse,
 };
 use forebay_protocol::tls::Identity;
 use futures::stream::BoxStream;
@@ -215,7 +214,6 @@ impl FakeNode {
 #[tonic::async_trait]
 impl Node for FakeNode {
     type ReadCatalogStream = BoxStream<'static, Result<ReadCatalogResponse, tonic::Status>>;
-    type ReadObjectStream = BoxStream<'static, Result<ReadObjectResponse, tonic::Status>>;
 
     async fn status(&self, _: tonic::Request<StatusRequest>) -> Result<tonic::Response<StatusResponse>, tonic::Status> {
         Ok(tonic::Response::new(self.answer()))
@@ -225,13 +223,6 @@ impl Node for FakeNode {
         &self,
         _: tonic::Request<ReadCatalogRequest>,
     ) -> Result<tonic::Response<Self::ReadCatalogStream>, tonic::Status> {
-        Err(tonic::Status::unimplemented("the operator does not read"))
-    }
-
-    async fn read_object(
-        &self,
-        _: tonic::Request<ReadObjectRequest>,
-    ) -> Result<tonic::Response<Self::ReadObjectStream>, tonic::Status> {
         Err(tonic::Status::unimplemented("the operator does not read"))
     }
 }

@@ -1,5 +1,5 @@
 //! What Forebay's programs say to each other: gRPC and socket messages, the cache node's configuration file, the layout of a cache folder,
-//! TLS identities, the descriptor-passing socket, and the log format. No behaviour of its own.
+//! the frames by which chunks travel, TLS identities, the descriptor-passing socket, and the log format. No behaviour of its own.
 
 pub mod config;
 pub mod end;
@@ -7,6 +7,7 @@ pub mod fdsocket;
 pub mod layout;
 pub mod log;
 pub mod tls;
+pub mod transfer;
 
 /// The cache node's gRPC API.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]

@@ -1,7 +1,7 @@
 //! Why a chunk can't be had, as the local socket and the node API tell it.
 
 use forebay_protocol::local::FailureKind;
-use tonic::{Code, Status};
+use forebay_protocol::transfer::Status;
 
 use crate::dataset::{CatalogObject, Dataset};
 use crate::problem::Reason;
@@ -66,25 +66,24 @@ impl FetchError {
         }
     }
 
-    /// As the node API tells it. Transport failures have codes of their own.
-    pub fn to_status(&self) -> Status {
-        let code = match self.kind {
-            Kind::NotFound => Code::NotFound,
-            Kind::Changed => Code::FailedPrecondition,
-            Kind::Source => Code::Aborted,
-            Kind::Store => Code::ResourceExhausted,
-        };
-        Status::new(code, &self.message)
+    /// As a peer is told.
+    pub fn to_peer(&self) -> Status {
+        match self.kind {
+            Kind::NotFound => Status::NotFound,
+            Kind::Changed => Status::Changed,
+            Kind::Source => Status::Source,
+            Kind::Store => Status::Store,
+        }
     }
 
     /// What a peer's answer means here; none when another one is to be asked instead.
-    pub(super) fn from_status(status: &Status) -> Option<Self> {
-        let kind = match status.code() {
-            Code::FailedPrecondition => Kind::Changed,
-            Code::Aborted => Kind::Source,
+    pub(super) fn from_peer(status: Status, message: &str) -> Option<Self> {
+        let kind = match status {
+            Status::Changed => Kind::Changed,
+            Status::Source => Kind::Source,
             _ => return None,
         };
-        Some(Self { kind, message: status.message().to_owned() })
+        Some(Self { kind, message: message.to_owned() })
     }
 }
 

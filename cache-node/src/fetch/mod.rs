@@ -11,9 +11,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use forebay_catalog::ObjectId;
 use parking_lot::RwLock;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::dataset::{CatalogObject, Dataset};
+use crate::memory::{Memory, Share, Shares};
 use crate::metrics::{Metrics, Origin};
 use crate::source::retry;
 use crate::store::{Store, StoreError};
@@ -23,11 +24,6 @@ use failure::Kind;
 use peers::{PeerAnswer, Peers, Reach};
 use placement::{Hop, Members};
 use single_flight::SingleFlight;
-
-/// Memory for chunks on their way from a source, as much again for those from peers, and for those from the cache to peers: separate, so
-/// that nodes that wait for each other always have room for what the other reads from the source.
-const IN_FLIGHT_BYTES: usize = 128 << 20;
-const PERMIT_BYTES: u64 = 4096;
 
 /// What preloads may have in flight: so many small objects, or a quarter as many chunks.
 const PRELOAD_TURNS: usize = 64;
@@ -51,9 +47,6 @@ pub struct Fetched {
     /// Its share of the memory for chunks.
     pub memory: Memory,
 }
-
-/// A share of the memory for chunks, until the last holder is gone.
-pub type Memory = Arc<OwnedSemaphorePermit>;
 
 /// How a chunk came to be present.
 #[derive(Clone, Debug)]
@@ -81,9 +74,7 @@ pub struct Fetcher {
     members: RwLock<Arc<Members>>,
     /// A flight that may ask peers is not one that a peer may wait for: two nodes could wait for each other.
     flights: SingleFlight<(ObjectId, ChunkIndex, Purpose), Result<Ensured, FetchError>>,
-    from_source: Arc<Semaphore>,
-    from_peers: Arc<Semaphore>,
-    from_cache: Arc<Semaphore>,
+    memory: Shares,
     /// Apart from the readers', so that they never queue behind preloads.
     preloads: Semaphore,
     metrics: Arc<Metrics>,
@@ -91,16 +82,13 @@ pub struct Fetcher {
 
 impl Fetcher {
     /// A fetcher into `store`.
-    pub fn new(store: Arc<Store>, peers: Peers, metrics: Arc<Metrics>) -> Self {
-        let memory = || Arc::new(Semaphore::new(IN_FLIGHT_BYTES / PERMIT_BYTES as usize));
+    pub fn new(store: Arc<Store>, peers: Peers, memory: Shares, metrics: Arc<Metrics>) -> Self {
         Self {
             store,
             peers,
             members: RwLock::new(Arc::new(Members::new(&[], "", &[]))),
             flights: SingleFlight::default(),
-            from_source: memory(),
-            from_peers: memory(),
-            from_cache: memory(),
+            memory,
             preloads: Semaphore::new(PRELOAD_TURNS),
             metrics,
         }
@@ -128,9 +116,9 @@ impl Fetcher {
         self.preloads.acquire_many(turns).await.ok()
     }
 
-    /// Memory for a chunk that is to be read from the cache; waits until there is some.
-    pub async fn memory_for_cached(&self, bytes: u64) -> Result<Memory, FetchError> {
-        reserve(&self.from_cache, bytes).await
+    /// The node's memory.
+    pub fn memory(&self) -> &Shares {
+        &self.memory
     }
 
     /// Makes a chunk present.
@@ -210,7 +198,7 @@ impl Fetcher {
     ) -> Result<Option<Fetched>, FetchError> {
         let Some(address) = self.members().address(peer) else { return Ok(None) };
         let length = chunk.range(object.stored.size).length;
-        let memory = reserve(&self.from_peers, length).await?;
+        let memory = reserve(&self.memory.from_peers, length).await?;
         let answer = self.peers.read_chunk(address, dataset.uid(), &object.stored, chunk, Reach::Source).await;
         let (bytes, crc, was_cached) = match answer {
             PeerAnswer::Chunk { bytes, crc, was_cached } => (bytes, crc, was_cached),
@@ -234,7 +222,7 @@ impl Fetcher {
     ) -> Result<Fetched, FetchError> {
         let source = dataset.source(object.source).ok_or_else(|| FetchError::no_source(dataset, object))?;
         let range = chunk.range(object.stored.size);
-        let memory = reserve(&self.from_source, range.length).await?;
+        let memory = reserve(&self.memory.from_source, range.length).await?;
         let bytes = source.read(retry::READING, &object.version, range).await.map_err(FetchError::from)?;
         let crc = crc32c::crc32c(&bytes);
         let kept = self.keep(object, chunk, &bytes, crc).await;
@@ -260,8 +248,6 @@ fn flown(result: Option<Result<Ensured, FetchError>>) -> Result<Ensured, FetchEr
     result.unwrap_or_else(|| Err(FetchError::internal("a fetch panicked")))
 }
 
-async fn reserve(memory: &Arc<Semaphore>, bytes: u64) -> Result<Memory, FetchError> {
-    let permits = u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
-    let permit = Arc::clone(memory).acquire_many_owned(permits).await;
-    permit.map(Arc::new).map_err(|_| FetchError::internal("the node is stopping"))
+async fn reserve(share: &Share, bytes: u64) -> Result<Memory, FetchError> {
+    share.reserve(bytes).await.ok_or_else(|| FetchError::internal("the node is stopping"))
 }

@@ -9,6 +9,7 @@ mod crash;
 mod eviction;
 mod index;
 mod lease;
+mod lend;
 #[cfg(test)]
 mod model;
 mod open;
@@ -35,6 +36,7 @@ use commit::Op;
 use eviction::Clock;
 use index::Index;
 pub use lease::Lease;
+pub use lend::Lent;
 pub use record::DatasetSlot;
 use slot::{Body, Partial, Slot, Slots};
 pub use slot::{Presence, bytes_of};

@@ -3,9 +3,14 @@
 use std::path::Path;
 use std::time::Duration;
 
+use forebay_cache_node::fetch::peers::{PeerAnswer, Peers};
+use forebay_cache_node::memory::{LEAST, Shares};
+use forebay_cache_node::store::{DatasetSlot, ObjectRef};
+use forebay_cache_node::units::ChunkIndex;
 use forebay_protocol::config::TlsFiles;
 use forebay_protocol::node::{StatusRequest, node_client::NodeClient};
 use forebay_protocol::tls::{Identity, NODE_DOMAIN};
+use forebay_protocol::transfer::Reach;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tonic::transport::Endpoint;
 
@@ -111,4 +116,52 @@ async fn nodes_trust_only_their_own_authority_and_take_new_certificates_without_
             + nodes[1].metric("forebay_source_read_bytes_total").await,
         200_000
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_travel_under_tls_also_while_certificates_change_and_strangers_get_none() {
+    let source = scratch();
+    let bytes = content(1, 3 * (4 << 20) + 100);
+    std::fs::write(source.path().join("f"), &bytes).unwrap();
+    let (authority, other) = (Authority::new(), Authority::new());
+    let address = free_address([127, 0, 0, 2]);
+    let node = NodeProcess::start(|folder| {
+        let mut config = config(folder, address, &[], vec![dataset("d", file_source(source.path()))]);
+        config.tls = Some(authority.write(folder));
+        config
+    })
+    .await;
+    let catalogs = node.config.node.cache_dir.join("catalogs/d");
+    let id = wait_for("the catalog", Duration::from_secs(20), || async {
+        let mut names = std::fs::read_dir(&catalogs).ok()?.filter_map(Result::ok).map(|entry| entry.path());
+        let folder = names.find(|path| !path.to_string_lossy().contains(".draft"))?;
+        let catalog = forebay_catalog::Catalog::open(&folder).ok()?;
+        catalog.table().iter().next().map(|record| record.id)
+    })
+    .await;
+    let object = ObjectRef { id, size: bytes.len() as u64, dataset: DatasetSlot(0) };
+    let read = async |peers: &Peers, chunk: u32| {
+        peers.read_chunk(address, "d", &object, ChunkIndex(chunk), Reach::Source).await
+    };
+    let buffers = Shares::of(LEAST).buffers;
+    for stranger in [None, Some(other.identity())] {
+        let answer = read(&Peers::new(stranger, buffers.clone()), 0).await;
+        assert!(matches!(answer, PeerAnswer::Unavailable), "{answer:?}");
+    }
+    let peers = Peers::new(Some(authority.identity()), buffers);
+    for round in 0..4 {
+        authority.write(node.folder());
+        let applied = || node.log().matches("config applied").count();
+        let until = applied() + usize::from(round > 0);
+        let mut chunk = 0;
+        // Over and over, until the node has the new certificate.
+        while applied() < until || chunk < 8 {
+            let PeerAnswer::Chunk { bytes: got, .. } = read(&peers, chunk % 4).await else {
+                panic!("round {round}, chunk {chunk}")
+            };
+            let begin = (chunk % 4) as usize * (4 << 20);
+            assert!(got == bytes[begin..bytes.len().min(begin + (4 << 20))], "round {round}, chunk {chunk}");
+            chunk += 1;
+        }
+    }
 }

@@ -86,6 +86,13 @@ impl NodeProcess {
         }
     }
 
+    /// The most memory it has had, in bytes.
+    pub fn high_water_mark(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.as_ref().unwrap().id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    }
+
     /// SIGTERM; whether it ended well.
     pub async fn terminate(&mut self) -> bool {
         let mut process = self.process.take().unwrap();
