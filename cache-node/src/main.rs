@@ -25,7 +25,11 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Run { config, advertise } => (config, advertise),
     };
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let node = Node::start(RuntimeConfig::read(&config)?, NodeOptions { watch: Some(config), advertise }).await?;
+    let node = Node::start(
+        RuntimeConfig::read(&config)?,
+        NodeOptions { watch: Some(config), advertise, ..NodeOptions::default() },
+    )
+    .await?;
     tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
     node.shutdown().await;
     Ok(())
