@@ -1,6 +1,7 @@
 //! The parts of a node that work on an open cache folder: store, fetcher, datasets with their tasks. Made when the folder is opened, closed
 //! before it is erased; the servers outlive it.
 
+mod health;
 mod tidy;
 
 use std::collections::HashMap;
@@ -22,15 +23,19 @@ use crate::fetch::peers::Peers;
 use crate::fetch::placement::Members;
 use crate::fetch::{Ensured, FetchError, Fetched, Fetcher, Purpose};
 use crate::holdings::Holdings;
+use crate::local::spill::SpillPool;
 use crate::memory::{self, Shares};
 use crate::metrics::Metrics;
 use crate::preload::{self, Selection};
 use crate::problem::{Problem, Reason};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Verdict};
 use crate::units::{ByteRange, ChunkIndex, StripeIndex, chunk_count};
 
 /// Chunks behind a range that an answer tells to be present too.
 const TELL_AHEAD: u32 = 16;
+
+/// The part of a node's memory that may hold what its disk can't take.
+const SPILL_PART: u64 = 4;
 
 type HoldingsByUid = RwLock<HashMap<String, Arc<Holdings>>>;
 
@@ -43,6 +48,7 @@ pub struct Engine {
     metrics: Arc<Metrics>,
     holdings: Arc<HoldingsByUid>,
     datasets: RwLock<HashMap<String, Running>>,
+    spills: Arc<SpillPool>,
 }
 
 #[derive(Debug)]
@@ -105,6 +111,7 @@ impl Engine {
             folders: CatalogFolders::open(layout).map_err(EngineError::Catalogs)?,
             fetcher: Arc::new(fetcher),
             datasets: RwLock::default(),
+            spills: Arc::default(),
             store,
             metrics,
             holdings,
@@ -117,6 +124,11 @@ impl Engine {
     /// The store.
     pub fn store(&self) -> &Arc<Store> {
         &self.store
+    }
+
+    /// Files in memory for what the disk can't take.
+    pub fn spills(&self) -> &Arc<SpillPool> {
+        &self.spills
     }
 
     /// The connections to the other members.
@@ -145,6 +157,7 @@ impl Engine {
             self.store.set_ownership(Arc::new(move |id| placed.owns(id, StripeIndex(0))));
         }
         self.store.set_capacity(config.node.capacity_bytes);
+        self.spills.set_limit(config.node.memory_bytes / SPILL_PART);
         for dataset in &config.datasets {
             let current = self.dataset(&dataset.uid);
             let unchanged = same_members && current.as_ref().is_some_and(|current| current.config == *dataset);
@@ -250,19 +263,33 @@ impl Engine {
         }
     }
 
-    /// Makes a chunk present for a reader of this machine.
+    /// Makes a chunk present for a reader of this machine, and known to be right. What could not be kept is in the answer only.
     pub async fn ensure_for_reader(
         &self,
         dataset: &Arc<Dataset>,
         object: &CatalogObject,
         chunk: ChunkIndex,
     ) -> Result<Ensured, FetchError> {
-        let ensured = self.fetcher.ensure(dataset, object, chunk, Purpose::Reader).await?;
-        if let Ensured::Fetched(Fetched { kept: Err(error), .. }) = &ensured {
-            return Err(FetchError::store(error));
+        // Present and then not: evicted between two looks.
+        for _ in 0..5 {
+            let ensured = self.fetcher.ensure(dataset, object, chunk, Purpose::Reader).await?;
+            if matches!(ensured, Ensured::Fetched(_)) {
+                self.store.touch(&object.stored.id);
+                return Ok(ensured);
+            }
+            match self.store.check_chunk(&object.stored, chunk).await {
+                Ok(Verdict::Good) => return Ok(ensured),
+                Ok(Verdict::Absent) => {}
+                Ok(Verdict::Lost) => {
+                    let repaired = self.fetcher.repair(dataset, object, chunk).await?;
+                    if matches!(repaired, Ensured::Fetched(_)) {
+                        return Ok(repaired);
+                    }
+                }
+                Err(error) => return Err(FetchError::store(&error)),
+            }
         }
-        self.store.touch(&object.stored.id);
-        Ok(ensured)
+        Err(FetchError::internal(format!("object {} does not stay in the cache", object.stored.id)))
     }
 
     /// Makes a chunk present for a peer, from the source if need be.
@@ -289,7 +316,7 @@ impl Engine {
         let (size, id) = (object.stored.size, &object.stored.id);
         let (Some(first), Some(last)) = (range.chunks().next(), range.chunks().next_back()) else { return range };
         let further = (last.0 + 1..chunk_count(size).min(last.0 + 1 + TELL_AHEAD)).map(ChunkIndex);
-        let last = further.take_while(|chunk| self.store.has(id, *chunk)).last().unwrap_or(last);
+        let last = further.take_while(|chunk| self.store.is_verified(id, *chunk)).last().unwrap_or(last);
         let offset = first.range(size).offset;
         ByteRange { offset, length: last.range(size).end() - offset }
     }
@@ -303,6 +330,10 @@ impl Engine {
 
     /// Brings the metrics up to date that are not counted as things happen.
     pub fn refresh_metrics(&self) {
+        for (kind, count) in self.store.faults().counts() {
+            self.metrics.set_disk_faults(kind, count);
+        }
+        self.metrics.set_scrubbed_bytes(self.store.scrubbed_bytes());
         for dataset in self.all_datasets() {
             let tally = dataset.holdings().map(|holdings| holdings.tally()).unwrap_or_default();
             self.metrics.set_cached_bytes(&dataset.config.full_name(), tally.cached_bytes);

@@ -24,7 +24,8 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Run { config, advertise } => (config, advertise),
     };
     let ended = forebay_protocol::end::signalled()?;
-    let node = Node::start(RuntimeConfig::read(&config)?, NodeOptions { watch: Some(config), advertise }).await?;
+    let options = NodeOptions { watch: Some(config.clone()), advertise, ..NodeOptions::default() };
+    let node = Node::start(RuntimeConfig::read(&config)?, options).await?;
     ended.await;
     node.shutdown().await;
     Ok(())

@@ -1,7 +1,7 @@
 //! The Prometheus metrics of a node. Names are an interface; `docs/operations.md` lists them.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use prometheus_client::encoding::text::encode;
@@ -53,6 +53,8 @@ pub struct Metrics {
     cached_bytes: Family<Labels, Gauge<u64, AtomicU64>>,
     source_failovers: PlainCounter,
     verification_failures: PlainCounter,
+    disk_faults: Family<Labels, PlainCounter>,
+    scrubbed_bytes: PlainCounter,
 }
 
 impl Default for Metrics {
@@ -81,6 +83,14 @@ impl Default for Metrics {
             "Chunks that were not what they should be, and were fetched again",
             verification_failures.clone(),
         );
+        let disk_faults = Family::default();
+        registry.register("disk_faults", "What this node's own disk did wrong, by kind", disk_faults.clone());
+        let scrubbed_bytes = PlainCounter::default();
+        registry.register(
+            "scrubbed_bytes",
+            "Bytes that were read from this node's disk and verified in the background",
+            scrubbed_bytes.clone(),
+        );
         Self {
             registry: Mutex::new(registry),
             source_read_bytes,
@@ -88,6 +98,8 @@ impl Default for Metrics {
             cached_bytes,
             source_failovers,
             verification_failures,
+            disk_faults,
+            scrubbed_bytes,
         }
     }
 }
@@ -118,6 +130,22 @@ impl Metrics {
     /// A chunk was not what it should be.
     pub fn count_verification_failure(&self) {
         self.verification_failures.inc();
+    }
+
+    /// Chunks that were not what they should be, so far.
+    pub fn verification_failures(&self) -> u64 {
+        self.verification_failures.get()
+    }
+
+    /// So many faults of a kind so far.
+    pub fn set_disk_faults(&self, kind: &'static str, count: u64) {
+        let counter = self.disk_faults.get_or_create_owned(&vec![("kind", kind.to_owned())]);
+        counter.inner().store(count, Ordering::Relaxed);
+    }
+
+    /// So many bytes were scrubbed so far.
+    pub fn set_scrubbed_bytes(&self, bytes: u64) {
+        self.scrubbed_bytes.inner().store(bytes, Ordering::Relaxed);
     }
 
     /// How many bytes of `dataset` this node holds.
@@ -154,6 +182,8 @@ mod tests {
         metrics.read_bytes("ns/d", Origin::Peer).add(7);
         metrics.set_cached_bytes("ns/d", 9);
         metrics.count_verification_failure();
+        metrics.set_disk_faults("disk_full", 3);
+        metrics.set_scrubbed_bytes(11);
         let text = metrics.render();
         for line in [
             "forebay_source_read_bytes_total{source=\"s3://b/p\",link=\"\"} 5",
@@ -161,6 +191,8 @@ mod tests {
             "forebay_cached_bytes{dataset=\"ns/d\"} 9",
             "forebay_source_failovers_total 0",
             "forebay_verification_failures_total 1",
+            "forebay_disk_faults_total{kind=\"disk_full\"} 3",
+            "forebay_scrubbed_bytes_total 11",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }

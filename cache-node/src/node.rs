@@ -19,6 +19,7 @@ use crate::engine::{Engine, EngineError};
 use crate::memory::Shares;
 use crate::metrics::Metrics;
 use crate::problem::Problem;
+use crate::store::scrub::Pace;
 use crate::{http, identity, local, server, watch};
 
 /// What a node is told beside its config.
@@ -28,6 +29,8 @@ pub struct NodeOptions {
     pub watch: Option<PathBuf>,
     /// Where the others reach this node, when that is not the address it listens at; by it the node finds itself among the members.
     pub advertise: Option<SocketAddr>,
+    /// How fast everything that is cached is verified in the background.
+    pub scrub: Pace,
 }
 
 /// Why a node can't run.
@@ -89,6 +92,7 @@ pub struct Shared {
     memory: Shares,
     engine: RwLock<Option<Arc<Engine>>>,
     tidying: Mutex<Option<AbortOnDropHandle<()>>>,
+    scrub: Pace,
     api: server::Api,
     /// One config at a time.
     applying: tokio::sync::Mutex<()>,
@@ -118,6 +122,7 @@ impl Node {
             memory: Shares::of(config.node.memory_bytes),
             engine: RwLock::default(),
             tidying: Mutex::default(),
+            scrub: options.scrub,
             api: server::Api::new(listener),
             applying: tokio::sync::Mutex::default(),
             applied: RwLock::default(),
@@ -221,8 +226,11 @@ impl Shared {
             capacity_bytes: applied.as_ref().map(|config| config.node.capacity_bytes).unwrap_or_default(),
             cached_bytes: engine.as_ref().map(|engine| engine.store().used_bytes()).unwrap_or_default(),
             erased: self.erased.load(Ordering::Relaxed),
-            datasets: engine.map(|engine| engine.status()).unwrap_or_default(),
+            datasets: engine.as_ref().map(|engine| engine.status()).unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            disk_faults: engine.as_ref().map(|engine| engine.store().faults().status()).unwrap_or_default(),
+            verification_failures: self.metrics.verification_failures(),
+            scrubbed_bytes: engine.map(|engine| engine.store().scrubbed_bytes()).unwrap_or_default(),
             ..StatusResponse::default()
         }
     }
@@ -283,7 +291,12 @@ impl Shared {
         let engine = engine.map_err(|source| self.cache_error(source))?;
         *self.node_id.write() = id;
         self.erased.store(false, Ordering::Relaxed);
-        *self.tidying.lock() = Some(spawn(Arc::clone(&engine).look_after_disk()));
+        let (tidied, tended) = (Arc::clone(&engine), Arc::clone(&engine));
+        let (layout, pace) = (self.layout.clone(), self.scrub);
+        let tidying = async move {
+            tokio::join!(tidied.look_after_disk(), tended.look_after_health(layout, pace));
+        };
+        *self.tidying.lock() = Some(spawn(tidying));
         *self.engine.write() = Some(Arc::clone(&engine));
         Ok(engine)
     }

@@ -61,6 +61,11 @@ impl CacheLayout {
         self.root.join("index.redb")
     }
 
+    /// How far the scrub is.
+    pub fn scrub_position(&self) -> PathBuf {
+        self.root.join("scrub-position")
+    }
+
     /// Complete, verified objects: the overlay's data layer.
     pub fn objects(&self) -> PathBuf {
         self.root.join("objects")

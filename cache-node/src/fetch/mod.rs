@@ -4,6 +4,7 @@
 pub mod failure;
 pub mod peers;
 pub mod placement;
+mod repair;
 pub mod single_flight;
 
 use std::sync::Arc;
@@ -64,6 +65,8 @@ pub enum Purpose {
     Reader,
     /// A peer, or a preload: what is not here is read from the source.
     Owner,
+    /// A chunk that was here and is lost: any member is asked for what it has, nobody asks further.
+    Repair,
 }
 
 /// Fetches chunks for one node.

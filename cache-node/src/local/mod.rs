@@ -2,6 +2,7 @@
 
 mod readahead;
 mod session;
+pub mod spill;
 
 use std::io;
 use std::path::Path;

@@ -1,6 +1,6 @@
 //! One connection of the local socket. Leases belong to it and end with it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -18,13 +18,14 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::readahead::ReadAhead;
+use super::spill::Spill;
 use crate::dataset::{CatalogObject, Dataset};
 use crate::engine::Engine;
-use crate::fetch::{Ensured, FetchError};
+use crate::fetch::{Ensured, FetchError, Fetched};
 use crate::metrics::Origin;
 use crate::node::Shared;
-use crate::store::Lease;
-use crate::units::ByteRange;
+use crate::store::{Lease, StoreError};
+use crate::units::{ByteRange, ChunkIndex};
 
 /// Requests of one connection that are worked on at once; more wait in the socket.
 const CONCURRENT: usize = 1024;
@@ -38,14 +39,41 @@ struct Session {
     leases: Mutex<HashMap<u64, Arc<OpenObject>>>,
     next_lease: AtomicU64,
     debts: Mutex<Debts>,
+    /// Objects that are opened again because the disk could not take a chunk, or because their spill file is used up.
+    unkept: Mutex<HashSet<ObjectId>>,
 }
 
 /// One open object.
 struct OpenObject {
-    lease: Lease,
+    hold: Hold,
     dataset_uid: String,
     id: ObjectId,
     read_ahead: ReadAhead,
+}
+
+/// What the reader has a descriptor of.
+enum Hold {
+    /// The object's file in the cache.
+    Cached(Lease),
+    /// A file in memory, since the disk can't take the object.
+    Spilled(Spill),
+}
+
+impl OpenObject {
+    fn is_valid(&self) -> bool {
+        match &self.hold {
+            Hold::Cached(lease) => lease.is_valid(),
+            Hold::Spilled(_) => true,
+        }
+    }
+}
+
+/// Whether what a reader wants is in the file it has.
+#[derive(PartialEq)]
+enum Given {
+    Yes,
+    /// It has to open the object again, and gets a file in memory.
+    NotKept,
 }
 
 /// Serves a connection until the other end closes it.
@@ -56,6 +84,7 @@ pub(super) async fn run(socket: FdSocket, shared: Arc<Shared>) -> io::Result<()>
         leases: Mutex::default(),
         next_lease: AtomicU64::new(1),
         debts: Mutex::default(),
+        unkept: Mutex::default(),
     });
     let turns = Arc::new(Semaphore::new(CONCURRENT));
     let mut tasks = JoinSet::new();
@@ -121,28 +150,60 @@ impl Session {
         let id = ObjectId::from_bytes(id);
         let engine = self.shared.engine().ok_or_else(closed)?;
         let (_, object) = engine.object(&open.dataset_uid, &id).map_err(|error| fetch_failed(&error))?;
-        let opened = engine.store().open_object(&object.stored).await;
-        let opened = opened.map_err(|error| failed(FailureKind::Store, error.to_string()))?;
+        let (hold, file, complete) = self.open_file(&engine, &object).await?;
         let lease = self.next_lease.fetch_add(1, Ordering::Relaxed);
-        let open =
-            OpenObject { lease: opened.lease, dataset_uid: open.dataset_uid, id, read_ahead: ReadAhead::default() };
+        let open = OpenObject { hold, dataset_uid: open.dataset_uid, id, read_ahead: ReadAhead::default() };
         self.leases.lock().insert(lease, Arc::new(open));
-        Ok((Opened { lease, size: object.stored.size, complete: opened.complete }, opened.file))
+        Ok((Opened { lease, size: object.stored.size, complete }, file))
+    }
+
+    /// The object's file in the cache, or one in memory when the disk can't take the object.
+    async fn open_file(&self, engine: &Engine, object: &CatalogObject) -> Result<(Hold, std::fs::File, bool), Failed> {
+        let (store, id) = (engine.store(), &object.stored.id);
+        let unkept = self.unkept.lock().remove(id) || (store.faults().writes_fail() && !store.is_complete(id));
+        if !unkept {
+            match store.open_object(&object.stored).await {
+                Ok(opened) => return Ok((Hold::Cached(opened.lease), opened.file, opened.complete)),
+                Err(error @ StoreError::Closed) => return Err(failed(FailureKind::Store, error.to_string())),
+                Err(error) => tracing::debug!(%id, %error, "an object is opened in memory"),
+            }
+        }
+        let opened = engine.spills().open(object.stored.size);
+        let (spill, file) = opened
+            .map_err(|error| failed(FailureKind::Store, format!("making a file in memory for object {id}: {error}")))?;
+        Ok((Hold::Spilled(spill), file, false))
+    }
+
+    /// The reader is to open the object again and gets a file in memory.
+    fn open_again(&self, lease: u64, id: ObjectId, why: &str) -> Failed {
+        self.unkept.lock().insert(id);
+        self.leases.lock().remove(&lease);
+        failed(FailureKind::BadLease, why)
     }
 
     async fn ensure(&self, ensure: Ensure) -> Result<EnsuredAnswer, Failed> {
         let open = self.leases.lock().get(&ensure.lease).cloned();
-        let open = open.filter(|open| open.lease.is_valid());
+        let open = open.filter(|open| open.is_valid());
         let open =
             open.ok_or_else(|| failed(FailureKind::BadLease, "there is no such lease (any more); open again"))?;
         let engine = self.shared.engine().ok_or_else(closed)?;
         let (dataset, object) = engine.object(&open.dataset_uid, &open.id).map_err(|error| fetch_failed(&error))?;
         let range = ByteRange { offset: ensure.offset, length: ensure.length }.within(object.stored.size);
-        self.make_present(&engine, &dataset, &object, &open, range).await.map_err(|error| fetch_failed(&error))?;
-        if !open.lease.is_valid() {
+        if let Hold::Spilled(spill) = &open.hold {
+            if spill.is_used_up(range) {
+                return Err(self.open_again(ensure.lease, open.id, "the file in memory is used up; open again"));
+            }
+            let spilled = self.spill(&engine, &dataset, &object, spill, range).await;
+            return spilled.map_err(|error| fetch_failed(&error));
+        }
+        let given = self.make_present(&engine, &dataset, &object, &open, range).await;
+        if given.map_err(|error| fetch_failed(&error))? == Given::NotKept {
+            return Err(self.open_again(ensure.lease, open.id, "the disk can't keep the object; open again"));
+        }
+        if !open.is_valid() {
             return Err(failed(FailureKind::BadLease, "the object was found damaged meanwhile; open again"));
         }
-        let complete = engine.store().is_complete(&open.id);
+        let complete = engine.store().is_whole(&open.id);
         let present = if complete {
             ByteRange { offset: 0, length: object.stored.size }
         } else {
@@ -159,14 +220,16 @@ impl Session {
         object: &CatalogObject,
         open: &Arc<OpenObject>,
         range: ByteRange,
-    ) -> Result<(), FetchError> {
+    ) -> Result<Given, FetchError> {
         for chunk in open.read_ahead.observe(range, object.stored.size) {
-            if !engine.store().has(&open.id, chunk) {
+            if !engine.store().is_verified(&open.id, chunk) && !engine.store().faults().writes_fail() {
                 let (engine, dataset, object, open) =
                     (Arc::clone(engine), Arc::clone(dataset), object.clone(), Arc::clone(open));
                 tokio::spawn(async move {
                     // A failure is the reader's to see, when it gets there.
-                    if let Ok(Ensured::Fetched(fetched)) = engine.ensure_for_reader(&dataset, &object, chunk).await {
+                    if let Ok(Ensured::Fetched(fetched)) = engine.ensure_for_reader(&dataset, &object, chunk).await
+                        && fetched.kept.is_ok()
+                    {
                         open.read_ahead.fetched(chunk, fetched.was_cached, fetched.origin);
                     }
                 });
@@ -178,17 +241,73 @@ impl Session {
         while let Some((chunk, ensured)) = chunks.next().await {
             let (hit, origin) = match ensured? {
                 Ensured::Present => open.read_ahead.take(chunk).unwrap_or((true, Origin::Local)),
+                Ensured::Fetched(Fetched { kept: Err(_), .. }) => return Ok(Given::NotKept),
                 Ensured::Fetched(fetched) => (fetched.was_cached, fetched.origin),
             };
-            let of_chunk = chunk.range(object.stored.size);
-            let wanted = range.end().min(of_chunk.end()) - range.offset.max(of_chunk.offset);
-            dataset.counters.add_request(wanted, if hit { wanted } else { 0 });
-            dataset.count_served(origin, wanted);
-            if !hit {
-                self.debts.lock().owe(dataset.uid(), of_chunk.length - wanted);
-            }
+            self.count(dataset, object, chunk, range, hit, origin);
         }
-        Ok(())
+        Ok(Given::Yes)
+    }
+
+    /// Brings the chunks of a range into a file in memory, from the cache as far as it has them.
+    async fn spill(
+        &self,
+        engine: &Engine,
+        dataset: &Arc<Dataset>,
+        object: &CatalogObject,
+        spill: &Spill,
+        range: ByteRange,
+    ) -> Result<EnsuredAnswer, FetchError> {
+        for chunk in range.chunks() {
+            let (mut hit, mut origin) = (true, Origin::Local);
+            // Present and then not: evicted or found damaged between two looks.
+            for _ in 0..5 {
+                if spill.has(chunk) {
+                    break;
+                }
+                match engine.ensure_for_reader(dataset, object, chunk).await? {
+                    Ensured::Fetched(fetched) => {
+                        (hit, origin) = (fetched.was_cached, fetched.origin);
+                        spill.put(chunk, fetched.bytes).await?;
+                    }
+                    Ensured::Present => {
+                        let _memory = engine.memory().local.reserve(chunk.range(object.stored.size).length).await;
+                        if let Some((bytes, _)) = engine.store().read_chunk(&object.stored, chunk).await? {
+                            spill.put(chunk, bytes).await?;
+                        }
+                    }
+                }
+            }
+            if !spill.has(chunk) {
+                return Err(FetchError::internal(format!("object {} can't be held", object.stored.id)));
+            }
+            self.count(dataset, object, chunk, range, hit, origin);
+        }
+        let (first, last) = (range.chunks().next(), range.chunks().next_back());
+        let (Some(first), Some(last)) = (first, last) else {
+            return Ok(EnsuredAnswer { offset: range.offset, length: 0, complete: false });
+        };
+        let offset = first.range(object.stored.size).offset;
+        Ok(EnsuredAnswer { offset, length: last.range(object.stored.size).end() - offset, complete: false })
+    }
+
+    /// Counts what a reader gets of a chunk.
+    fn count(
+        &self,
+        dataset: &Dataset,
+        object: &CatalogObject,
+        chunk: ChunkIndex,
+        range: ByteRange,
+        hit: bool,
+        origin: Origin,
+    ) {
+        let of_chunk = chunk.range(object.stored.size);
+        let wanted = range.end().min(of_chunk.end()) - range.offset.max(of_chunk.offset);
+        dataset.counters.add_request(wanted, if hit { wanted } else { 0 });
+        dataset.count_served(origin, wanted);
+        if !hit {
+            self.debts.lock().owe(dataset.uid(), of_chunk.length - wanted);
+        }
     }
 
     fn served(&self, dataset_uid: &str, bytes: u64) {

@@ -3,12 +3,16 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use forebay_catalog::ObjectId;
+use forebay_protocol::config::CHUNK_BYTES;
 use forebay_protocol::layout::CacheLayout;
+use rustix::fs::Advice;
+use rustix::io::ReadWriteFlags;
 
 /// Most files that are synced one by one; with more, one `syncfs` is cheaper.
 const FEW_FILES: usize = 4;
@@ -38,6 +42,8 @@ impl Backing {
                 fs::DirBuilder::new().recursive(true).mode(0o700).create(folder.join(format!("{byte:02x}")))?;
             }
         }
+        // Of a process that was killed while it probed.
+        let _ = fs::remove_file(this.probe_path());
         Ok(this)
     }
 
@@ -64,6 +70,15 @@ impl Backing {
         Ok(file)
     }
 
+    /// Length of the partial file of an object; none when it is not there.
+    pub fn partial_length(&self, id: &ObjectId) -> io::Result<Option<u64>> {
+        match fs::metadata(self.partial_path(id)) {
+            Ok(metadata) => Ok(Some(metadata.len())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Opens an object's file for reading, wherever it is; none when it is nowhere.
     pub fn open(&self, id: &ObjectId) -> io::Result<Option<Found>> {
         // Renamed between two tries, it is found by the third.
@@ -82,6 +97,11 @@ impl Backing {
     /// Moves a partial file, now whole, to `objects/`.
     pub fn publish(&self, id: &ObjectId) -> io::Result<()> {
         fs::rename(self.partial_path(id), self.object_path(id))
+    }
+
+    /// Moves a published file back, since a chunk of it is to be written anew. Who has it open keeps it open.
+    pub fn unpublish(&self, id: &ObjectId) -> io::Result<()> {
+        fs::rename(self.object_path(id), self.partial_path(id))
     }
 
     /// Removes a partial file that was made beside a complete object, by who did not know yet that it was complete.
@@ -122,6 +142,25 @@ impl Backing {
     }
 }
 
+impl Backing {
+    fn probe_path(&self) -> PathBuf {
+        self.partial.join("00").join("probe")
+    }
+
+    /// Writes and syncs as many bytes as a chunk has, to see whether the disk takes them.
+    pub fn probe(&self) -> io::Result<()> {
+        let path = self.probe_path();
+        let written = File::create(&path).and_then(|file| {
+            file.write_all_at(&vec![0xa5; CHUNK_BYTES as usize], 0)?;
+            file.sync_all()
+        });
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => written.and(Err(error)),
+            _ => written,
+        }
+    }
+}
+
 /// Removes a folder with everything in it; one that is not there is fine.
 pub fn remove_all(folder: &Path) -> io::Result<()> {
     match fs::remove_dir_all(folder) {
@@ -132,23 +171,94 @@ pub fn remove_all(folder: &Path) -> io::Result<()> {
 
 /// Writes all bytes at an offset.
 pub fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    #[cfg(test)]
+    failing::check(file, failing::Call::Write)?;
     file.write_all_at(bytes, offset)
 }
 
 /// Reads exactly so many bytes at an offset.
 pub fn read_at(file: &File, offset: u64, length: u64) -> io::Result<Vec<u8>> {
+    #[cfg(test)]
+    failing::check(file, failing::Call::Read)?;
     let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
     file.read_exact_at(&mut bytes, offset)?;
     Ok(bytes)
 }
 
+/// Fills the buffer from an offset; whether all of it was in memory already.
+pub fn read_piece(file: &File, piece: &mut [u8], offset: u64) -> io::Result<bool> {
+    #[cfg(test)]
+    failing::check(file, failing::Call::Read)?;
+    let cached = rustix::io::preadv2(file, &mut [io::IoSliceMut::new(piece)], offset, ReadWriteFlags::NOWAIT);
+    match cached {
+        Ok(length) if length == piece.len() => return Ok(true),
+        // Not all of it is in memory, or the file system can't tell: all the same.
+        _ => file.read_exact_at(piece, offset)?,
+    }
+    Ok(false)
+}
+
+/// Lets the kernel forget pages that were only read to be verified.
+pub fn drop_pages(file: &File, offset: u64, length: u64) {
+    // No more than a hint.
+    let _ = rustix::fs::fadvise(file, offset, NonZeroU64::new(length), Advice::DontNeed);
+}
+
 /// Brings what was written to these files to the disk.
 pub fn sync(files: &[&File]) -> io::Result<()> {
+    #[cfg(test)]
+    files.iter().try_for_each(|file| failing::check(file, failing::Call::Sync))?;
     if files.len() <= FEW_FILES {
         return files.iter().try_for_each(|file| file.sync_data());
     }
     match files.first() {
         Some(file) => Ok(rustix::fs::syncfs(file)?),
         None => Ok(()),
+    }
+}
+
+/// Files whose system calls fail with EIO, for tests: no device of the machine does that for one file.
+#[cfg(test)]
+pub mod failing {
+    use std::collections::HashSet;
+    use std::fs::File;
+    use std::io;
+    use std::os::unix::fs::MetadataExt;
+
+    use parking_lot::Mutex;
+    use rustix::io::Errno;
+
+    /// What fails.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub enum Call {
+        Read,
+        Write,
+        Sync,
+    }
+
+    static FILES: Mutex<Option<HashSet<(u64, u64, Call)>>> = Mutex::new(None);
+
+    fn key(path: &std::fs::Metadata, call: Call) -> (u64, u64, Call) {
+        (path.dev(), path.ino(), call)
+    }
+
+    /// From now on the call fails for the file at `path`.
+    pub fn fail(path: &std::path::Path, call: Call) {
+        let key = key(&std::fs::metadata(path).unwrap(), call);
+        FILES.lock().get_or_insert_default().insert(key);
+    }
+
+    /// And now no more.
+    pub fn heal(path: &std::path::Path, call: Call) {
+        let key = key(&std::fs::metadata(path).unwrap(), call);
+        FILES.lock().get_or_insert_default().remove(&key);
+    }
+
+    pub(super) fn check(file: &File, call: Call) -> io::Result<()> {
+        let fails = FILES
+            .lock()
+            .as_ref()
+            .is_some_and(|files| !files.is_empty() && files.contains(&key(&file.metadata().unwrap(), call)));
+        if fails { Err(Errno::IO.into()) } else { Ok(()) }
     }
 }

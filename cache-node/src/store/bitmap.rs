@@ -55,6 +55,15 @@ impl Bitmap {
         new
     }
 
+    /// Takes a mark away; true if there was one.
+    pub fn remove(&mut self, chunk: ChunkIndex) -> bool {
+        let Some(word) = self.words.get_mut(chunk.0 as usize / 64) else { return false };
+        let bit = 1 << (chunk.0 % 64);
+        let there = *word & bit != 0;
+        *word &= !bit;
+        there
+    }
+
     /// How many are marked.
     pub fn count(&self) -> u32 {
         self.words.iter().map(|word| word.count_ones()).sum()
@@ -95,8 +104,12 @@ mod tests {
             }
             prop_assert_eq!(bitmap.count() as usize, model.len());
             prop_assert_eq!(bitmap.is_full(), model.len() == bits as usize);
-            prop_assert_eq!(bitmap.iter().map(|c| c.0).collect::<BTreeSet<_>>(), model);
+            prop_assert_eq!(bitmap.iter().map(|c| c.0).collect::<BTreeSet<_>>(), model.clone());
             prop_assert_eq!(Bitmap::from_words(bitmap.words().to_vec(), bits), Some(bitmap.clone()));
+            for chunk in 0..500 {
+                prop_assert_eq!(bitmap.remove(ChunkIndex(chunk)), model.remove(&chunk));
+            }
+            prop_assert_eq!(bitmap.count(), 0);
         }
     }
 

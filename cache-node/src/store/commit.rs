@@ -39,6 +39,8 @@ pub(super) enum Op {
     },
     /// An object was marked as evicting: unlink it.
     Evict { id: ObjectId, generation: u64 },
+    /// A chunk that was in the index is there no more: it was damaged.
+    Lost { id: ObjectId, generation: u64 },
     /// An object was forgotten and is gone already.
     Forgotten { id: ObjectId },
     /// Everything up to here is to be committed before this is dropped.
@@ -65,6 +67,7 @@ pub(super) fn run(store: &Weak<Store>, ops: &Receiver<Op>) {
 enum Plan {
     Put { chunks: Vec<ChunkIndex>, pin: Lease },
     Evict { generation: u64 },
+    Update { generation: u64 },
     Forgotten,
 }
 
@@ -94,6 +97,10 @@ impl Store {
                 Op::Evict { id, generation } => {
                     plans.insert(id, Plan::Evict { generation });
                 }
+                // Whatever else is planned for it tells the index as much.
+                Op::Lost { id, generation } => {
+                    plans.entry(id).or_insert(Plan::Update { generation });
+                }
                 Op::Forgotten { id } => {
                     plans.insert(id, Plan::Forgotten);
                 }
@@ -105,12 +112,14 @@ impl Store {
             return;
         }
         if let Err(error) = self.make_durable(&plans, &files) {
-            tracing::error!(%error, objects = plans.len(), "the cache's disk fails; what was just written is forgotten");
-            for (id, plan) in &plans {
-                if matches!(plan, Plan::Put { .. }) {
-                    self.forget(id);
+            self.faults.report_write(&error);
+            let kind = super::fault::kind_of(&error).unwrap_or(super::DiskFaultKind::IoError);
+            plans.retain(|id, plan| {
+                if let Plan::Put { chunks, pin } = plan {
+                    self.retract(id, chunks, pin.generation, kind);
                 }
-            }
+                !matches!(plan, Plan::Put { .. })
+            });
         }
         #[cfg(test)]
         if self.crash.is_at(CrashPoint::Synced) || self.crash.is_at(CrashPoint::Indexed) {
@@ -120,7 +129,7 @@ impl Store {
             match plan {
                 Plan::Put { chunks, pin } => self.settle(&id, &chunks, &pin),
                 Plan::Evict { generation } => self.unlink(&id, generation),
-                Plan::Forgotten => {}
+                Plan::Update { .. } | Plan::Forgotten => {}
             }
         }
         drop(done);
@@ -146,9 +155,13 @@ impl Store {
     }
 
     fn index_change(&self, id: &ObjectId, plan: &Plan) -> Option<IndexChange> {
-        let Plan::Put { chunks, pin } = plan else { return Some(IndexChange::Remove) };
+        let (chunks, generation) = match plan {
+            Plan::Put { chunks, pin } => (chunks.as_slice(), pin.generation),
+            Plan::Update { generation } => (&[][..], *generation),
+            Plan::Evict { .. } | Plan::Forgotten => return Some(IndexChange::Remove),
+        };
         let shard = self.slots.lock(id);
-        let slot = shard.get(id).filter(|slot| slot.generation == pin.generation)?;
+        let slot = shard.get(id).filter(|slot| slot.generation == generation)?;
         let Body::Partial(partial) = &slot.body else { return None };
         let committed = with(&partial.committed, chunks);
         // A chunk that is written but not committed yet must not leave its checksum: it belongs to a later group.
@@ -169,7 +182,7 @@ impl Store {
         if partial.committed.is_full() {
             if let Err(error) = self.backing.publish(id) {
                 // It is found in `partial/` and renamed at first use.
-                tracing::error!(%id, %error, "a complete object could not be published");
+                self.faults.report_write(&super::StoreError::io(format!("publishing the object {id}"), error));
             }
             slot.body = Body::Complete;
         }
@@ -183,9 +196,8 @@ impl Store {
         if shard.get(id).is_none_or(|slot| slot.generation != generation) {
             return;
         }
-        if let Err(error) = self.backing.remove(id) {
-            tracing::error!(%id, %error, "an evicted object could not be removed");
-        }
+        self.remove_files(id);
+        self.checked.remove(id);
         if let Some(slot) = shard.remove(id) {
             self.usage.sub(slot.dataset, slot.bytes(), true);
             (self.observer)(&Change { id: *id, size: slot.size, before: slot.presence(), after: Presence::Absent });

@@ -5,8 +5,10 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use super::slot::Body;
-use super::{ObjectRef, Store, StoreError, blocking};
+use forebay_catalog::ObjectId;
+
+use super::verify::Expected;
+use super::{ObjectRef, Store, StoreError, Verdict, blocking};
 use crate::units::{ByteRange, ChunkIndex};
 
 /// Pages are brought into memory before the bytes are sent, so that sending waits for no disk; one look at each read-ahead window.
@@ -26,15 +28,12 @@ pub struct Lent {
 impl Store {
     /// Lends a chunk; none when it is not here. When this returns its bytes are in the page cache, as far as that has room.
     pub async fn lend(self: &Arc<Self>, object: &ObjectRef, chunk: ChunkIndex) -> Result<Option<Lent>, StoreError> {
-        let (this, object) = (Arc::clone(self), *object);
+        let (this, id) = (Arc::clone(self), object.id);
         blocking(move || {
-            let Some(lent) = this.lend_now(&object, chunk)? else { return Ok(None) };
+            let Some((lent, expected)) = this.lend_now(&id, chunk)? else { return Ok(None) };
             match bring_in(&lent) {
                 Ok(()) => Ok(Some(lent)),
-                Err(error) => {
-                    this.drop_faulty(&object, chunk, &error.to_string());
-                    Ok(None)
-                }
+                Err(error) => this.judge(&id, chunk, &expected, Err(error)).map(|_| None),
             }
         })
         .await
@@ -47,60 +46,29 @@ impl Store {
         chunk: ChunkIndex,
         to: &mut Vec<u8>,
     ) -> Result<Option<u32>, StoreError> {
-        let Some(lent) = self.lend_now(object, chunk)? else { return Ok(None) };
+        let Some((lent, expected)) = self.lend_now(&object.id, chunk)? else { return Ok(None) };
         let begin = to.len();
         to.resize(begin + usize::try_from(lent.range.length).unwrap_or_default(), 0);
         let bytes = to.get_mut(begin..).unwrap_or_default();
-        let cause = match lent.file.read_exact_at(bytes, lent.range.offset) {
-            Ok(()) if crc32c::crc32c(bytes) == lent.crc => return Ok(Some(lent.crc)),
-            Ok(()) => "its checksum is wrong".to_owned(),
-            Err(error) => error.to_string(),
-        };
+        let read = lent.file.read_exact_at(bytes, lent.range.offset).map(|()| crc32c::crc32c(bytes));
+        let verdict = self.judge(&object.id, chunk, &expected, read);
+        if matches!(verdict, Ok(Verdict::Good)) {
+            return Ok(Some(lent.crc));
+        }
         to.truncate(begin);
-        self.drop_faulty(object, chunk, &cause);
-        Ok(None)
+        verdict.map(|_| None)
     }
 
-    fn lend_now(&self, object: &ObjectRef, chunk: ChunkIndex) -> Result<Option<Lent>, StoreError> {
-        let id = object.id;
-        let crc = {
-            let mut shard = self.slots.lock(&id);
-            let Some(slot) = shard.get_mut(&id).filter(|slot| !slot.evicting && slot.has(chunk)) else {
-                return Ok(None);
-            };
-            slot.visited = true;
-            match &slot.body {
-                Body::Complete => None,
-                Body::Partial(partial) => partial.crcs.get(chunk.0 as usize).copied(),
-            }
+    fn lend_now(&self, id: &ObjectId, chunk: ChunkIndex) -> Result<Option<(Lent, Expected)>, StoreError> {
+        let Some(expected) = self.expected(id, chunk)? else { return Ok(None) };
+        let Some(crc) = expected.crc else { return Ok(None) };
+        self.touch(id);
+        let file = match self.backing.open(id) {
+            Ok(Some(found)) => found.file,
+            Ok(None) => return self.judge(id, chunk, &expected, Err(io::ErrorKind::NotFound.into())).map(|_| None),
+            Err(error) => return self.judge(id, chunk, &expected, Err(error)).map(|_| None),
         };
-        let crc = match crc {
-            Some(crc) => Some(crc),
-            None => self.index.crc(&id, chunk)?,
-        };
-        let file = match self.backing.open(&id) {
-            Ok(Some(found)) => Ok(found.file),
-            Ok(None) => Err(io::Error::from(io::ErrorKind::NotFound)),
-            Err(error) => Err(error),
-        };
-        match (file, crc) {
-            (Ok(file), Some(crc)) => Ok(Some(Lent { file, range: chunk.range(object.size), crc })),
-            (Ok(_), None) => Ok(None),
-            (Err(error), _) => {
-                self.drop_faulty(object, chunk, &error.to_string());
-                Ok(None)
-            }
-        }
-    }
-
-    fn drop_faulty(&self, object: &ObjectRef, chunk: ChunkIndex, cause: &str) {
-        // Evicted meanwhile is no fault.
-        if self.has(&object.id, chunk) {
-            let id = object.id;
-            tracing::error!(%id, chunk = chunk.0, cause, "a cached chunk is damaged; the object is fetched again");
-            (self.failures)();
-            self.forget(&id);
-        }
+        Ok(Some((Lent { file, range: chunk.range(expected.size), crc }, expected)))
     }
 }
 

@@ -6,7 +6,11 @@ pub mod bitmap;
 mod commit;
 #[cfg(test)]
 mod crash;
+mod damage;
 mod eviction;
+pub mod fault;
+#[cfg(test)]
+mod fault_tests;
 mod index;
 mod lease;
 mod lend;
@@ -16,8 +20,10 @@ mod open;
 mod read;
 mod record;
 mod room;
+pub mod scrub;
 mod slot;
 mod usage;
+pub mod verify;
 mod write;
 
 use std::collections::HashMap;
@@ -34,6 +40,7 @@ use tokio::sync::{Notify, Semaphore};
 use backing::Backing;
 use commit::Op;
 use eviction::Clock;
+use fault::{DiskFaultKind, Faults};
 use index::Index;
 pub use lease::Lease;
 pub use lend::Lent;
@@ -42,6 +49,7 @@ use slot::{Body, Partial, Slot, Slots};
 pub use slot::{Presence, bytes_of};
 pub use usage::Reservation;
 use usage::Usage;
+pub use verify::Verdict;
 
 use crate::units::ChunkIndex;
 
@@ -151,6 +159,14 @@ pub struct Store {
     datasets: Mutex<HashMap<String, DatasetSlot>>,
     observer: Observer,
     failures: Box<dyn Fn() + Send + Sync>,
+    faults: Faults,
+    checked: verify::Checked,
+    verifications: Semaphore,
+    /// Files that stand where they should not, since the disk took no change.
+    stuck: Mutex<HashMap<ObjectId, damage::Stuck>>,
+    /// When objects were last evicted because the disk was full.
+    made_room_at: Mutex<Option<std::time::Instant>>,
+    scrubbed: AtomicU64,
     ops: Mutex<Option<mpsc::Sender<Op>>>,
     committer: Mutex<Option<std::thread::JoinHandle<()>>>,
     uncommitted: Arc<Semaphore>,
@@ -174,12 +190,13 @@ impl Store {
         observer: Observer,
         failures: impl Fn() + Send + Sync + 'static,
     ) -> Result<Arc<Self>, StoreError> {
+        let faults = Faults::default();
         let index = match Index::open(&layout.index()) {
             Ok(index) => index,
             Err(error) if !error.is_corruption() => return Err(error),
             Err(error) => {
                 // Without the checksums nothing in the folder can be trusted.
-                tracing::error!(%error, "the cache's index is damaged; the cache starts empty");
+                faults.report(DiskFaultKind::IndexDamaged, &error.to_string());
                 backing::remove_all(&layout.objects()).map_err(|e| StoreError::io("emptying the cache", e))?;
                 backing::remove_all(&layout.partial()).map_err(|e| StoreError::io("emptying the cache", e))?;
                 std::fs::remove_file(layout.index()).map_err(|e| StoreError::io("removing the damaged index", e))?;
@@ -200,6 +217,12 @@ impl Store {
             generations: AtomicU64::new(1),
             observer,
             failures: Box::new(failures),
+            faults,
+            checked: verify::Checked::default(),
+            verifications: Semaphore::new(verify::VERIFICATIONS),
+            stuck: Mutex::default(),
+            made_room_at: Mutex::default(),
+            scrubbed: AtomicU64::new(0),
             ops: Mutex::new(Some(send)),
             committer: Mutex::default(),
             uncommitted: Arc::new(Semaphore::new(UNCOMMITTED)),
@@ -226,7 +249,9 @@ impl Store {
                     Body::Partial(Box::new(Partial { written: present.clone(), committed: present, crcs: record.crcs }))
                 }
             };
-            let slot = self.new_slot(record.size, record.dataset, body);
+            let mut slot = self.new_slot(record.size, record.dataset, body);
+            // Of an earlier life: verified before it is served.
+            slot.verified = slot.bytes() == 0;
             self.usage.add(record.dataset, slot.bytes());
             self.slots.lock(&id).insert(id, slot);
             clock.insert(id);
@@ -235,7 +260,7 @@ impl Store {
 
     fn new_slot(&self, size: u64, dataset: DatasetSlot, body: Body) -> Slot {
         let generation = self.generations.fetch_add(1, Ordering::Relaxed);
-        Slot { size, dataset, generation, pins: 0, visited: false, evicting: false, body }
+        Slot { size, dataset, generation, pins: 0, visited: false, evicting: false, verified: true, body }
     }
 
     /// Removes files that the index does not know: left by a crash, worth nothing.
@@ -312,13 +337,17 @@ impl Store {
         }
     }
 
-    /// Drops an object at once, also under leases, which become invalid: for what is damaged.
+    /// What the disk did wrong.
+    pub fn faults(&self) -> &Faults {
+        &self.faults
+    }
+
+    /// Drops an object at once, also under leases, which become invalid: for what is lost as a whole.
     pub fn forget(&self, id: &ObjectId) {
         let mut shard = self.slots.lock(id);
         let Some(slot) = shard.remove(id) else { return };
-        if let Err(error) = self.backing.remove(id) {
-            tracing::error!(%id, %error, "a damaged object could not be removed");
-        }
+        self.remove_files(id);
+        self.checked.remove(id);
         self.usage.sub(slot.dataset, slot.bytes(), slot.evicting);
         (self.observer)(&Change { id: *id, size: slot.size, before: slot.presence(), after: Presence::Absent });
         // Under the lock, so that whatever is written later is committed later. The store may be closing; then the next start finds out.

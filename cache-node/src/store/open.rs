@@ -1,6 +1,9 @@
 //! Leasing objects and opening their files, whole or still full of holes.
 
+use std::io;
 use std::sync::Arc;
+
+use forebay_catalog::ObjectId;
 
 use super::lease::Lease;
 use super::slot::{Body, Partial};
@@ -33,54 +36,74 @@ impl Store {
         loop {
             let lease = self.pin(object).await;
             let (this, object) = (Arc::clone(self), *object);
-            let opened = blocking(move || this.open_leased(lease, &object)).await?;
+            let opened = blocking(move || this.open_leased(lease, &object)).await;
+            let opened = opened.inspect_err(|error| self.faults.report_write(error))?;
             if let Some(opened) = opened {
                 return Ok(opened);
             }
         }
     }
 
-    /// None when the file was missing and the object has been forgotten.
+    /// None when the file was missing or cut and the object has been dropped.
     fn open_leased(&self, lease: Lease, object: &ObjectRef) -> Result<Option<Opened>, StoreError> {
         let id = object.id;
         let failed = |error| StoreError::io(format!("opening the cached object {id}"), error);
+        if self.is_stale(&id) {
+            self.put_right(&id).map_err(failed)?;
+        }
         // Looked up before the file: who writes the first chunk makes the file first.
-        let (complete, has_bytes) = {
+        let (complete, verified, has_bytes) = {
             let shard = self.slots.lock(&id);
-            shard.get(&id).map_or((false, false), |slot| (matches!(slot.body, Body::Complete), slot.bytes() > 0))
+            shard.get(&id).map_or((false, false, false), |slot| {
+                (matches!(slot.body, Body::Complete), slot.verified, slot.bytes() > 0)
+            })
         };
-        match self.backing.open(&id).map_err(failed)? {
-            Some(found) if complete => {
-                if !found.complete {
-                    // A crash came between the index and the rename.
-                    self.backing.publish(&id).map_err(failed)?;
-                }
-                Ok(Some(Opened { lease, file: found.file, complete: true }))
+        let Some(found) = self.backing.open(&id).map_err(failed)? else {
+            if has_bytes {
+                self.lose_file(&id, lease.generation, false);
+                return Ok(None);
             }
-            Some(found) => {
-                // The size is set at the first write; readers may come earlier.
-                if found.file.metadata().map_err(failed)?.len() != object.size && !found.complete {
-                    self.backing.open_for_writing(&id, object.size).map_err(failed)?;
-                }
-                let complete = self.is_complete(&id);
-                Ok(Some(Opened { lease, file: found.file, complete }))
-            }
-            None if has_bytes => {
-                tracing::error!(%id, "a cached object's file is missing; it is fetched again");
-                (self.failures)();
-                self.forget(&id);
-                Ok(None)
-            }
-            None => {
-                self.backing.open_for_writing(&id, object.size).map_err(failed)?;
-                let found = self.backing.open(&id).map_err(failed)?;
-                let shard = self.slots.lock(&id);
-                if shard.get(&id).is_some_and(|slot| matches!(slot.body, Body::Complete)) {
-                    self.backing.remove_stray(&id);
-                }
-                drop(shard);
-                Ok(found.map(|found| Opened { lease, file: found.file, complete: false }))
-            }
+            return self.open_empty(lease, object);
+        };
+        let right_length = found.file.metadata().map_err(failed)?.len() == object.size;
+        if !right_length && has_bytes {
+            self.lose_file(&id, lease.generation, true);
+            return Ok(None);
+        }
+        if complete && verified && !found.complete {
+            // A crash came between the index and the rename.
+            self.publish_late(&id);
+        }
+        if !complete && !right_length && !found.complete {
+            // The size is set at the first write; readers may come earlier.
+            self.backing.open_for_writing(&id, object.size).map_err(failed)?;
+        }
+        Ok(Some(Opened { complete: self.is_whole(&id), lease, file: found.file }))
+    }
+
+    /// Opens an object of which nothing is here.
+    fn open_empty(&self, lease: Lease, object: &ObjectRef) -> Result<Option<Opened>, StoreError> {
+        let id = object.id;
+        let failed = |error| StoreError::io(format!("making the file of the object {id}"), error);
+        self.backing.open_for_writing(&id, object.size).map_err(failed)?;
+        let found = self.backing.open(&id).map_err(failed)?;
+        let shard = self.slots.lock(&id);
+        if shard.get(&id).is_some_and(|slot| matches!(slot.body, Body::Complete)) {
+            self.backing.remove_stray(&id);
+        }
+        drop(shard);
+        Ok(found.map(|found| Opened { lease, file: found.file, complete: false }))
+    }
+
+    /// Publishes a complete object whose file still stands in `partial/`, unless it has lost a chunk meanwhile.
+    fn publish_late(&self, id: &ObjectId) {
+        let shard = self.slots.lock(id);
+        if shard.get(id).is_some_and(|slot| matches!(slot.body, Body::Complete))
+            && let Err(error) = self.backing.publish(id)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            // It can be read where it is.
+            self.faults.report_write(&StoreError::io(format!("publishing the object {id}"), error));
         }
     }
 }

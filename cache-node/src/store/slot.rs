@@ -25,6 +25,8 @@ pub(super) struct Slot {
     pub(super) visited: bool,
     /// On its way out: its files are about to be unlinked.
     pub(super) evicting: bool,
+    /// All that is here was written or verified by this process; else see [`super::verify::Checked`].
+    pub(super) verified: bool,
     pub(super) body: Body,
 }
 
@@ -126,6 +128,19 @@ impl Slots {
         let shard = usize::from(id.as_bytes()[15]) % SHARDS;
         // In range by construction.
         self.shards[shard].lock()
+    }
+
+    /// How many shards there are.
+    pub(super) fn shard_count(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// The objects of one shard, in order.
+    pub(super) fn ids(&self, shard: usize) -> Vec<ObjectId> {
+        let mut ids: Vec<_> =
+            self.shards.get(shard).map(|shard| shard.lock().keys().copied().collect()).unwrap_or_default();
+        ids.sort_unstable_by_key(|id| *id.as_bytes());
+        ids
     }
 
     /// The shards, one after the other.

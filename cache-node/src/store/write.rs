@@ -1,13 +1,20 @@
 //! Keeping chunks: into the file at once, safe on the disk with the committer's next group.
 
+use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use forebay_catalog::ObjectId;
 
 use super::commit::Op;
+use super::lease::Lease;
 use super::slot::Body;
 use super::{ObjectRef, Store, StoreError, backing, blocking};
 use crate::units::ChunkIndex;
+
+/// Between two evictions because the disk is full.
+const EVICTION_PAUSE: Duration = Duration::from_secs(10);
 
 impl Store {
     /// Keeps a verified chunk. When this returns it can be read, also through files that are open already; it survives a crash a little later.
@@ -23,14 +30,55 @@ impl Store {
         }
         let written = self.try_write_chunk(object, chunk, bytes.clone(), crc).await;
         match written {
-            Err(error) if error.is_disk_full() => {
-                tracing::error!(%error, used = self.used_bytes(), capacity = self.capacity(), "the disk has less room than the capacity says; evicting");
+            Err(error) if error.is_disk_full() && self.may_evict_for_disk() => {
+                tracing::warn!(
+                    used = self.used_bytes(),
+                    capacity = self.capacity(),
+                    "the disk has less room than the capacity says; evicting"
+                );
+                self.faults.report_write(&error);
                 self.evict_some();
                 self.flush().await?;
-                self.try_write_chunk(object, chunk, bytes, crc).await
+                let written = self.try_write_chunk(object, chunk, bytes, crc).await;
+                if written.is_ok() {
+                    self.faults.writes_work();
+                }
+                written
             }
             written => written,
         }
+        .inspect(|()| self.faults.mended(object.id, chunk))
+        .inspect_err(|error| self.faults.report_write(error))
+    }
+
+    /// Whether objects may be evicted because the disk is full. Not at every write: room that others take is not to be won by evicting everything.
+    fn may_evict_for_disk(&self) -> bool {
+        let (mut made_room_at, now) = (self.made_room_at.lock(), Instant::now());
+        let may = made_room_at.is_none_or(|at| now.duration_since(at) >= EVICTION_PAUSE);
+        if may {
+            *made_room_at = Some(now);
+        }
+        may
+    }
+
+    /// False when the file of an object that is here in part is gone or cut, or belongs in `partial/` and is not there: the object has been dropped.
+    fn file_is_sound(&self, id: &ObjectId, pin: &Lease, size: u64) -> io::Result<bool> {
+        let shard = self.slots.lock(id);
+        let slot = shard.get(id).filter(|slot| slot.generation == pin.generation);
+        let Some(slot) = slot.filter(|slot| matches!(slot.body, Body::Partial(_)) && slot.bytes() > 0) else {
+            return Ok(true);
+        };
+        let mut length = self.backing.partial_length(id)?;
+        if length.is_none() && !slot.verified && self.backing.unpublish(id).is_ok() {
+            // The power went between the index and the directory.
+            length = self.backing.partial_length(id)?;
+        }
+        drop(shard);
+        if length == Some(size) {
+            return Ok(true);
+        }
+        self.lose_file(id, pin.generation, length.is_some());
+        Ok(false)
     }
 
     async fn try_write_chunk(
@@ -47,6 +95,10 @@ impl Store {
         blocking(move || {
             let id = object.id;
             let failed = |error| StoreError::io(format!("writing the cached object {id}"), error);
+            this.put_right(&id).map_err(failed)?;
+            if !this.file_is_sound(&id, &pin, object.size).map_err(failed)? {
+                return Ok(());
+            }
             let file = this.backing.open_for_writing(&id, object.size).map_err(failed)?;
             backing::write_at(&file, &bytes, chunk.range(object.size).offset).map_err(failed)?;
             let first = {
@@ -66,6 +118,7 @@ impl Store {
                     *kept = crc;
                 }
                 this.usage.add(slot.dataset, bytes.len() as u64);
+                this.checked.insert(&id, slot, chunk);
                 first
             };
             if first {

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use forebay_catalog::{Catalog, ObjectId};
 use forebay_protocol::fdsocket::FdSocket;
 use forebay_protocol::local::{
-    Close, Ensure, Ensured, Failed, Open, Request, Response, Served, request::Call, response::Result as Answer,
+    Close, Ensure, Ensured, Failed, FailureKind, Open, Request, Response, Served, request::Call,
+    response::Result as Answer,
 };
 
 pub struct Reader {
@@ -71,13 +72,22 @@ impl Reader {
 
     /// Reads an object from end to end, in pieces of `step`.
     pub async fn read(&self, id: &ObjectId, step: u64) -> Result<Vec<u8>, Failed> {
-        let open = self.open(id).await?;
+        let mut open = self.open(id).await?;
+        let mut reopened = 0;
         let mut bytes = vec![0; usize::try_from(open.size).unwrap()];
         let mut offset = 0;
         while offset < open.size {
             let length = step.min(open.size - offset);
             if !open.complete {
-                let ensured = self.ensure(open.lease, offset, length).await?;
+                let ensured = match self.ensure(open.lease, offset, length).await {
+                    // As the daemon does: the lease is gone, or the disk can't take the object.
+                    Err(failed) if failed.kind() == FailureKind::BadLease && reopened < 1000 => {
+                        reopened += 1;
+                        open = self.open(id).await?;
+                        continue;
+                    }
+                    ensured => ensured?,
+                };
                 assert!(ensured.offset <= offset && ensured.offset + ensured.length >= offset + length);
             }
             let range = usize::try_from(offset).unwrap()..usize::try_from(offset + length).unwrap();
