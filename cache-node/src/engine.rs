@@ -270,7 +270,7 @@ impl Engine {
         object: &CatalogObject,
         chunk: ChunkIndex,
     ) -> Result<Ensured, FetchError> {
-        // Present and then not: evicted between two looks.
+        // Present and then not: evicted, or found damaged, between two looks.
         for _ in 0..5 {
             let ensured = self.fetcher.ensure(dataset, object, chunk, Purpose::Reader).await?;
             if matches!(ensured, Ensured::Fetched(_)) {
@@ -279,13 +279,7 @@ impl Engine {
             }
             match self.store.check_chunk(&object.stored, chunk).await {
                 Ok(Verdict::Good) => return Ok(ensured),
-                Ok(Verdict::Absent) => {}
-                Ok(Verdict::Lost) => {
-                    let repaired = self.fetcher.repair(dataset, object, chunk).await?;
-                    if matches!(repaired, Ensured::Fetched(_)) {
-                        return Ok(repaired);
-                    }
-                }
+                Ok(Verdict::Absent | Verdict::Lost) => {}
                 Err(error) => return Err(FetchError::store(&error)),
             }
         }

@@ -136,12 +136,20 @@ impl Fetcher {
         if self.store.has(&id, chunk) {
             return Ok(Ensured::Present);
         }
+        // It was here: whoever has it is asked before the source is.
+        if self.store.faults().is_lost(&id, chunk) {
+            return self.repair(dataset, object, chunk).await;
+        }
         if purpose == Purpose::Owner || self.members().owns(&id, chunk.stripe()) {
             return self.ensure_from_source(dataset, object, chunk).await;
         }
         let work = || {
             let (this, dataset, object) = (Arc::clone(self), Arc::clone(dataset), object.clone());
             async move {
+                // It may have come between the last look and the beginning of this flight.
+                if this.store.has(&object.stored.id, chunk) {
+                    return Ok(Ensured::Present);
+                }
                 if let Some(fetched) = this.fetch_from_peers(&dataset, &object, chunk).await? {
                     return Ok(Ensured::Fetched(fetched));
                 }

@@ -83,7 +83,7 @@ pub struct Ready {
     pub frames: Vec<u8>,
     /// What follows.
     pub body: Body,
-    _slots: Vec<OwnedSemaphorePermit>,
+    slots: Vec<OwnedSemaphorePermit>,
     _memory: Option<Memory>,
 }
 
@@ -127,7 +127,7 @@ impl Wanted {
         Ready {
             frames: self.header(fetched.crc, fetched.was_cached).to_vec(),
             body: Body::Bytes(fetched.bytes),
-            _slots: vec![self.slot],
+            slots: vec![self.slot],
             _memory: Some(fetched.memory),
         }
     }
@@ -151,7 +151,7 @@ fn told(number: u32, status: Status, message: &str, slot: OwnedSemaphorePermit) 
     let mut frames =
         ServerFrame::Answer(Answer { number, status, was_cached: false, length, crc: 0 }).encode().to_vec();
     frames.extend_from_slice(message.as_bytes());
-    Ready { frames, body: Body::None, _slots: vec![slot], _memory: None }
+    Ready { frames, body: Body::None, slots: vec![slot], _memory: None }
 }
 
 async fn lent(wanted: Wanted, mut was_cached: bool) -> Ready {
@@ -159,7 +159,7 @@ async fn lent(wanted: Wanted, mut was_cached: bool) -> Ready {
         match wanted.engine.store().lend(&wanted.object.stored, wanted.chunk).await {
             Ok(Some(lent)) => {
                 let frames = wanted.header(lent.crc, was_cached).to_vec();
-                return Ready { frames, body: Body::File(lent), _slots: vec![wanted.slot], _memory: None };
+                return Ready { frames, body: Body::File(lent), slots: vec![wanted.slot], _memory: None };
             }
             Ok(None) if wanted.reach == Reach::Cache => {
                 return told(wanted.number, Status::Lacking, "", wanted.slot);
@@ -205,7 +205,7 @@ async fn small(memory: &Shares, all: Vec<(Wanted, bool)>) -> Ready {
     let Ok((mut frames, mut slots, gone)) = copied.await else {
         // The requests' slots are free; who asked hears nothing and asks another node.
         tracing::error!("copying small objects for a peer panicked");
-        return Ready { frames: Vec::new(), body: Body::None, _slots: Vec::new(), _memory: None };
+        return Ready { frames: Vec::new(), body: Body::None, slots: Vec::new(), _memory: None };
     };
     for (wanted, why) in gone {
         let ready = match why {
@@ -216,9 +216,9 @@ async fn small(memory: &Shares, all: Vec<(Wanted, bool)>) -> Ready {
         if let Body::Bytes(bytes) = ready.body {
             frames.extend_from_slice(&bytes);
         }
-        slots.extend(ready._slots);
+        slots.extend(ready.slots);
     }
-    Ready { frames, body: Body::None, _slots: slots, _memory: memory }
+    Ready { frames, body: Body::None, slots, _memory: memory }
 }
 
 /// A small chunk that was evicted, or found damaged, between two looks.
@@ -237,7 +237,7 @@ async fn again(wanted: Wanted) -> Ready {
                 if let Ok(Ok(Some((bytes, crc)))) = read.await {
                     let frames = wanted.header(crc, was_cached).to_vec();
                     let (body, slots) = (Body::Bytes(bytes.into()), vec![wanted.slot]);
-                    return Ready { frames, body, _slots: slots, _memory: None };
+                    return Ready { frames, body, slots, _memory: None };
                 }
             }
             Ok(Brought::Passing(fetched)) => return wanted.passing(fetched),

@@ -108,18 +108,24 @@ async fn run<R: AsyncRead + Unpin>(
     }));
     let asked =
         Asked { shared: &shared, jobs: jobs.clone(), fetches, pongs, slots: Arc::new(Semaphore::new(OUTSTANDING)) };
-    let ended = {
-        let reading = read(&mut reader, asked, &stop);
-        let fetching = UnboundedReceiverStream::new(to_fetch);
-        let fetching = fetching.for_each_concurrent(FETCHES, move |wanted| fetch(wanted, jobs.clone()));
-        let mut both = std::pin::pin!(async { tokio::join!(reading, fetching).0 });
+    {
+        let mut fetching = std::pin::pin!(
+            UnboundedReceiverStream::new(to_fetch)
+                .for_each_concurrent(FETCHES, move |wanted| fetch(wanted, jobs.clone()))
+        );
+        let ended = tokio::select! {
+            ended = read(&mut reader, asked, &stop) => ended?,
+            // Not before the reading has ended.
+            () = &mut fetching => Ended::ByServer,
+            written = &mut writer => return Ok(written.unwrap_or(Err(SendError::Panicked))?),
+        };
+        if ended == Ended::ByClient {
+            return Ok(());
+        }
         tokio::select! {
-            read = &mut both => read?,
+            () = &mut fetching => {}
             written = &mut writer => return Ok(written.unwrap_or(Err(SendError::Panicked))?),
         }
-    };
-    if ended == Ended::ByClient {
-        return Ok(());
     }
     writer.await.unwrap_or(Err(SendError::Panicked))?;
     // Closing while unread requests lie here would take back what was sent.
@@ -181,7 +187,7 @@ impl Asked<'_> {
                     let wanted = match self.find(&dataset_uid, &item, slot) {
                         Ok(wanted) => wanted,
                         Err(refusal) => {
-                            self.answer(refusal);
+                            self.answer(*refusal);
                             continue;
                         }
                     };
@@ -206,14 +212,14 @@ impl Asked<'_> {
                 let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else { return };
                 self.answer(match self.find(&dataset_uid, &item, slot) {
                     Ok(wanted) => Job::Verify(wanted),
-                    Err(refusal) => refusal,
+                    Err(refusal) => *refusal,
                 });
             }
         }
     }
 
     /// What an item names; the ids are looked up, and nothing else is read because of them.
-    fn find(&self, dataset_uid: &str, item: &Item, slot: OwnedSemaphorePermit) -> Result<Wanted, Job> {
+    fn find(&self, dataset_uid: &str, item: &Item, slot: OwnedSemaphorePermit) -> Result<Wanted, Box<Job>> {
         let refusal = |status, message: &dyn std::fmt::Display, slot| Job::Told {
             number: item.number,
             status,

@@ -74,11 +74,11 @@ impl Store {
         let cause = error.map_or_else(|| "its checksum is wrong".to_owned(), |error| error.to_string());
         self.faults.report(kind, &format!("chunk {} of the cached object {id}: {cause}", chunk.0));
         (self.failures)();
+        // Before it is absent: who finds it absent is to know why.
+        self.faults.lost(*id, chunk, kind);
         // A file that is gone or too short is lost as a whole, and for one chunk nothing is worth keeping.
         if kind == DiskFaultKind::FileMissing || !self.drop_chunk(id, chunk, generation) {
             self.lose_object(id, generation, kind);
-        } else {
-            self.faults.lost(*id, chunk, kind);
         }
     }
 
@@ -98,10 +98,10 @@ impl Store {
             let chunks = (0..chunk_count(slot.size)).map(ChunkIndex);
             chunks.filter(|chunk| slot.has(*chunk)).collect::<Vec<_>>()
         };
-        self.forget(id);
         for chunk in held {
             self.faults.lost(*id, chunk, kind);
         }
+        self.forget(id);
     }
 
     /// Makes one chunk absent; false when the object is better dropped.
@@ -145,6 +145,7 @@ impl Store {
                 partial.committed.remove(chunk);
             }
         }
+        self.checked.count_loss(id);
         self.usage.sub(slot.dataset, chunk.range(slot.size).length, slot.evicting);
         (self.observer)(&Change { id: *id, size: slot.size, before, after: slot.presence() });
         if moved {

@@ -46,7 +46,7 @@ struct Record {
     message: String,
     /// The disk takes no writes because of it.
     failing: bool,
-    logged: Instant,
+    logged: Option<Instant>,
 }
 
 impl Faults {
@@ -73,10 +73,10 @@ impl Faults {
             last: now,
             message: String::new(),
             failing: false,
-            logged: Instant::now() - LOG_PAUSE,
+            logged: None,
         });
-        if record.logged.elapsed() >= LOG_PAUSE {
-            record.logged = Instant::now();
+        if record.logged.is_none_or(|logged| logged.elapsed() >= LOG_PAUSE) {
+            record.logged = Some(Instant::now());
             tracing::error!(kind = label(kind), message, "the cache's disk is at fault");
         } else {
             tracing::debug!(kind = label(kind), message, "the cache's disk is at fault");
@@ -102,6 +102,12 @@ impl Faults {
         if !lost.is_empty() {
             lost.remove(&(id, chunk));
         }
+    }
+
+    /// Whether a chunk is to be brought again.
+    pub fn is_lost(&self, id: &ObjectId, chunk: ChunkIndex) -> bool {
+        let lost = self.lost.lock();
+        !lost.is_empty() && lost.contains_key(&(*id, chunk))
     }
 
     /// The chunks that are to be brought again.

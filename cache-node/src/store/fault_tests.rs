@@ -138,6 +138,19 @@ async fn a_flipped_byte_costs_its_chunk_and_is_mended_in_place() {
 }
 
 #[tokio::test]
+async fn who_read_damaged_bytes_before_they_were_mended_does_not_lose_the_chunk_again() {
+    let f = Fixture::new().await;
+    let (id, bad) = (object(0).id, ChunkIndex(1));
+    let expected = f.store.expected(&id, bad).unwrap().unwrap();
+    f.flip(0, bad);
+    assert!(f.store.read_chunk(&object(0), bad).await.unwrap().is_none());
+    f.write(0, bad).await.unwrap();
+    assert_eq!(f.store.judge(&id, bad, &expected, Ok(77)).unwrap(), Verdict::Absent);
+    assert_eq!(f.fault(DiskFaultKind::ChunkDamaged), Some((1, false)));
+    f.assert_whole(0..3).await;
+}
+
+#[tokio::test]
 async fn after_a_crash_a_lost_chunk_is_still_lost_and_the_others_are_here() {
     let mut f = Fixture::new().await;
     f.flip(1, ChunkIndex(0));

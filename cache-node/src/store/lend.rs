@@ -81,6 +81,6 @@ fn bring_in(lent: &Lent) -> io::Result<()> {
     // Only advice, which some file systems don't take.
     let _ = rustix::fs::fadvise(&lent.file, offset, std::num::NonZeroU64::new(length), rustix::fs::Advice::WillNeed);
     let mut byte = [0];
-    let looks = (offset..lent.range.end()).step_by(WINDOW as usize).chain([lent.range.end().saturating_sub(1)]);
-    looks.map(|at| lent.file.read_exact_at(&mut byte, at)).collect()
+    let mut looks = (offset..lent.range.end()).step_by(WINDOW as usize).chain([lent.range.end().saturating_sub(1)]);
+    looks.try_for_each(|at| lent.file.read_exact_at(&mut byte, at))
 }

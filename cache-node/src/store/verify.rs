@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use forebay_catalog::ObjectId;
 use parking_lot::Mutex;
@@ -37,9 +38,17 @@ pub enum Verdict {
 }
 
 /// Verified chunks of objects that are not verified as a whole. The shard's lock is held around it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Checked {
     objects: Mutex<HashMap<ObjectId, (u64, Bitmap)>>,
+    /// How many chunks were lost, of the objects that share an id's last byte.
+    losses: [AtomicU64; 256],
+}
+
+impl Default for Checked {
+    fn default() -> Self {
+        Self { objects: Mutex::default(), losses: [const { AtomicU64::new(0) }; 256] }
+    }
 }
 
 /// What a chunk is expected to be.
@@ -48,6 +57,8 @@ pub(super) struct Expected {
     pub(super) generation: u64,
     pub(super) size: u64,
     pub(super) crc: Option<u32>,
+    /// When it changes, what was read may have been written over meanwhile.
+    losses: u64,
 }
 
 impl Checked {
@@ -80,6 +91,16 @@ impl Checked {
             slot.verified = true;
             objects.remove(id);
         }
+    }
+
+    fn losses(&self, id: &ObjectId) -> &AtomicU64 {
+        // In range by construction.
+        &self.losses[usize::from(id.as_bytes()[15])]
+    }
+
+    /// A chunk of an object is lost, and will be written over.
+    pub(super) fn count_loss(&self, id: &ObjectId) {
+        self.losses(id).fetch_add(1, Ordering::Relaxed);
     }
 
     /// The object is gone.
@@ -139,7 +160,7 @@ impl Store {
 
     /// What a chunk that is here should be.
     pub(super) fn expected(&self, id: &ObjectId, chunk: ChunkIndex) -> Result<Option<Expected>, StoreError> {
-        let (generation, size, crc) = {
+        let (generation, size, crc, losses) = {
             let mut shard = self.slots.lock(id);
             let Some(slot) = shard.get_mut(id).filter(|slot| !slot.evicting && slot.has(chunk)) else {
                 return Ok(None);
@@ -148,13 +169,13 @@ impl Store {
                 Body::Complete => None,
                 Body::Partial(partial) => partial.crcs.get(chunk.0 as usize).copied(),
             };
-            (slot.generation, slot.size, crc)
+            (slot.generation, slot.size, crc, self.checked.losses(id).load(Ordering::Relaxed))
         };
         let crc = match crc {
             Some(crc) => Some(crc),
             None => self.index.crc(id, chunk)?,
         };
-        Ok(Some(Expected { generation, size, crc }))
+        Ok(Some(Expected { generation, size, crc, losses }))
     }
 
     /// Compares what was read with what was expected, and remembers it.
@@ -174,6 +195,10 @@ impl Store {
             if read.as_ref().is_ok_and(|crc| Some(*crc) == expected.crc) {
                 self.checked.insert(id, slot, chunk);
                 return Ok(Verdict::Good);
+            }
+            // Somebody else found it damaged while it was read, and it is here again: what was read was neither the one nor the other.
+            if self.checked.losses(id).load(Ordering::Relaxed) != expected.losses {
+                return Ok(Verdict::Absent);
             }
         }
         match read {

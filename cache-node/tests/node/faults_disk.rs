@@ -95,19 +95,24 @@ impl Disk {
     /// ext4 in a file, by a loop device.
     fn ext4() -> Option<Self> {
         let this = Self::new()?;
-        let image = this.folder.path().join("image");
-        std::fs::File::create(&image).unwrap().set_len(96 << 20).unwrap();
-        let run = |program: &str, arguments: &[&Path]| {
-            std::process::Command::new(program).args(arguments).status().is_ok_and(|status| status.success())
-        };
-        if run("mkfs.ext4", &[Path::new("-q"), &image])
-            && run("mount", &[Path::new("-o"), Path::new("loop"), &image, &this.path()])
-        {
+        std::fs::File::create(this.image()).unwrap().set_len(96 << 20).unwrap();
+        let made = std::process::Command::new("mkfs.ext4").arg("-q").arg(this.image()).status();
+        if made.is_ok_and(|status| status.success()) && this.mount_image() {
             return Some(this);
         }
         eprintln!("SKIPPED: ext4 on a loop device can't be had on this machine");
         assert!(std::env::var_os("FOREBAY_REQUIRE_ALL").is_none(), "no test may be skipped");
         None
+    }
+
+    fn image(&self) -> PathBuf {
+        self.folder.path().join("image")
+    }
+
+    fn mount_image(&self) -> bool {
+        let mount =
+            std::process::Command::new("mount").args(["-o", "loop"]).arg(self.image()).arg(self.path()).status();
+        mount.is_ok_and(|status| status.success())
     }
 
     fn path(&self) -> PathBuf {
@@ -402,13 +407,14 @@ async fn when_every_call_to_the_disk_fails_the_node_stays_up_and_reads_go_on() {
     assert!(wait_fault(&node, DiskFaultKind::IoError, true).await.count > 0);
     // Mounted anew, it has what it had.
     node.kill();
-    disk.unmount();
-    let image = disk.folder.path().join("image");
-    let mounted = wait_for("the file system to be free", Duration::from_secs(20), || async {
-        let mount = std::process::Command::new("mount").args(["-o", "loop"]).arg(&image).arg(disk.path()).status();
-        mount.is_ok_and(|status| status.success()).then_some(())
-    });
-    mounted.await;
+    // It maps the catalog.
+    drop(reader);
+    // Not lazily: as long as anything holds it, the same broken file system would be mounted again.
+    wait_for("the file system to be let go", Duration::from_secs(20), || async {
+        rustix::mount::unmount(disk.path(), UnmountFlags::empty()).ok()
+    })
+    .await;
+    assert!(disk.mount_image());
     node.restart().await;
     source.assert_all_read(&node).await;
     assert!(node.status().await.disk_faults.iter().all(|fault| !fault.current), "{:?}", node.status().await);

@@ -49,7 +49,7 @@ const LARGE_READ_AHEAD: usize = 4 << 10;
 #[derive(Debug)]
 pub struct Peers {
     identity: Mutex<Shown>,
-    peers: Mutex<HashMap<SocketAddr, Peer>>,
+    known: Mutex<HashMap<SocketAddr, Peer>>,
     buffers: Buffers,
 }
 
@@ -57,9 +57,13 @@ pub struct Peers {
 #[derive(Clone, Debug)]
 struct Shown {
     identity: Option<Identity>,
-    /// None when there is an identity that can't be used.
-    tls: Option<Option<Arc<ClientConfig>>>,
+    /// What connections are made with: TLS, or plain text when there is none.
+    tls: Result<Option<Arc<ClientConfig>>, Unusable>,
 }
+
+/// There is an identity, and it is no good; the log says why.
+#[derive(Clone, Copy, Debug)]
+struct Unusable;
 
 #[derive(Debug)]
 struct Peer {
@@ -79,8 +83,10 @@ impl Peer {
 
 impl Shown {
     fn new(identity: Option<Identity>) -> Self {
-        let tls = identity.as_ref().map(|identity| identity.connector(ALPN)).transpose();
-        let tls = tls.inspect_err(|error| tracing::error!(%error, "no peer can be asked for chunks")).ok();
+        let tls = identity.as_ref().map(|identity| identity.connector(ALPN)).transpose().map_err(|error| {
+            tracing::error!(%error, "no peer can be asked for chunks");
+            Unusable
+        });
         Self { identity, tls }
     }
 }
@@ -110,7 +116,7 @@ pub enum PeerAnswer {
 impl Peers {
     /// No connections yet. With `identity` they are made by mutual TLS, without in plain text.
     pub fn new(identity: Option<Identity>, buffers: Buffers) -> Self {
-        Self { identity: Mutex::new(Shown::new(identity)), peers: Mutex::default(), buffers }
+        Self { identity: Mutex::new(Shown::new(identity)), known: Mutex::default(), buffers }
     }
 
     /// A client of the member at `address`; connects when first used.
@@ -124,7 +130,7 @@ impl Peers {
         address: SocketAddr,
         run: impl FnOnce(&mut Peer) -> T,
     ) -> Result<T, tonic::transport::Error> {
-        let mut peers = self.peers.lock();
+        let mut peers = self.known.lock();
         if let Some(peer) = peers.get_mut(&address) {
             return Ok(run(peer));
         }
@@ -135,12 +141,12 @@ impl Peers {
     /// Shows another certificate from now on. Calls under way go on.
     pub fn set_identity(&self, identity: Option<Identity>) {
         *self.identity.lock() = Shown::new(identity);
-        self.peers.lock().clear();
+        self.known.lock().clear();
     }
 
     /// Forgets connections to addresses that are nobody's any more.
     pub fn retain(&self, addresses: &[SocketAddr]) {
-        self.peers.lock().retain(|address, _| addresses.contains(address));
+        self.known.lock().retain(|address, _| addresses.contains(address));
     }
 
     fn endpoint(&self, address: SocketAddr) -> Result<Endpoint, tonic::transport::Error> {
@@ -160,7 +166,7 @@ impl Peers {
     /// A connection for a chunk of so many bytes: the one for small ones, or of the others the one that has the least to do.
     fn link(&self, address: SocketAddr, length: u64) -> Result<Arc<Link>, Refused> {
         let tls = self.identity.lock().tls.clone();
-        let tls = tls.ok_or_else(|| Refused::unreachable("this node's TLS identity can't be used"))?;
+        let tls = tls.map_err(|Unusable| Refused::unreachable("this node's TLS identity can't be used"))?;
         let dial = |read_ahead| Dial { address, tls, buffers: self.buffers.clone(), read_ahead };
         let link = self.with_peer(address, |peer| {
             if length <= SMALL {
@@ -183,7 +189,7 @@ impl Peers {
     }
 
     fn is_resting(&self, address: SocketAddr, dataset_uid: &str) -> bool {
-        let (peers, now) = (self.peers.lock(), Instant::now());
+        let (peers, now) = (self.known.lock(), Instant::now());
         peers.get(&address).is_some_and(|peer| {
             peer.resting_until.is_some_and(|until| until > now)
                 || peer.lacking.get(dataset_uid).is_some_and(|until| *until > now)
@@ -192,7 +198,7 @@ impl Peers {
 
     /// Leaves a peer alone for a moment, altogether or for a dataset.
     fn rest(&self, address: SocketAddr, dataset_uid: Option<&str>) {
-        if let Some(peer) = self.peers.lock().get_mut(&address) {
+        if let Some(peer) = self.known.lock().get_mut(&address) {
             let until = Instant::now() + REST;
             match dataset_uid {
                 Some(uid) => drop(peer.lacking.insert(uid.to_owned(), until)),
