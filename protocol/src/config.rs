@@ -223,6 +223,7 @@ impl Default for PlacementConfig {
 }
 
 impl PlacementConfig {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
     fn is_default(&self) -> bool {
         *self == Self::default()
     }
