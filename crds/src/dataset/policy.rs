@@ -16,7 +16,7 @@ use crate::duration::GoDuration;
 pub struct Placement {
     /// `Auto` (the default): every stripe of 256 MiB has an owner among the cache nodes, and nodes that read it keep a copy while there is room that
     /// no owner needs. `Sharded`: owners only, no copies: the most content for the disks, for data that is read once an epoch. `Everywhere`: all of it
-    /// on every cache node, brought there in about one pass: for models and indexes that all nodes read.
+    /// (or what `preload` selects) on every cache node, brought there in about one pass: for models and indexes that all nodes read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<PlacementMode>,
     /// Owners of each stripe, for `Auto` and `Sharded`. Default: 1. With 2 the content survives the loss of a node or, where nodes have the label

@@ -26,7 +26,7 @@ pub struct DatasetStatus {
     /// The version of the content that pods see.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<DatasetVersion>,
-    /// How far the preload is. Absent without a preload.
+    /// How far the preload is. Absent without a preload, unless `placement.mode` is `Everywhere`, which loads everything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preload: Option<PreloadProgress>,
     /// What is cached, and how well it serves.
@@ -112,7 +112,7 @@ pub struct PreloadProgress {
     pub percent: i64,
     /// The same for people: `57%`.
     pub progress: String,
-    /// Files that are loaded.
+    /// Files that are loaded; with `placement.mode` `Everywhere`, on all nodes.
     pub loaded_files: i64,
     /// Files that are to be loaded.
     pub total_files: i64,
@@ -170,7 +170,7 @@ pub struct LoadFailure {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DatasetCache {
-    /// Size of what cache nodes hold, copies not counted, rounded.
+    /// Size of what cache nodes hold, copies and replicas not counted, rounded; with `placement.mode` `Everywhere`, of what a node holds on average.
     pub size: String,
     /// The same in bytes.
     pub bytes: i64,

@@ -31,12 +31,12 @@ pub fn cache(seen: &Observation<'_>, version: Option<&DatasetVersion>) -> Option
     })
 }
 
-/// What the nodes hold of the Dataset, once: of an average node where each is to have all of it, otherwise of all owners together.
+/// What the nodes hold of the Dataset, once: an average node's where each is to have all of it, otherwise that of all first owners together.
 fn held(seen: &Observation<'_>, all: Option<u64>) -> u64 {
     let at_most = |bytes: u64| all.map_or(bytes, |all| bytes.min(all));
     if seen.is_everywhere() {
         let nodes = seen.owners.max(1) as u64;
         return at_most(seen.reports.iter().map(|report| at_most(report.cached_bytes)).sum::<u64>() / nodes);
     }
-    at_most(seen.reports.iter().map(|report| report.owned_cached_bytes).sum::<u64>() / seen.copies())
+    at_most(seen.reports.iter().map(|report| report.owned_cached_bytes).sum())
 }

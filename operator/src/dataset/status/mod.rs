@@ -49,7 +49,7 @@ impl Observation<'_> {
         placement.is_some_and(|placement| placement.mode == Some(PlacementMode::Everywhere))
     }
 
-    /// How many nodes own each stripe, so that sums over owners count it so often.
+    /// How many nodes own each stripe, so that sums of what they are to load count it so often.
     fn copies(&self) -> u64 {
         let replicas = self.dataset.spec.placement.as_ref().and_then(|placement| placement.replicas);
         let replicas = u64::try_from(replicas.unwrap_or(1)).unwrap_or(1);
@@ -65,7 +65,9 @@ pub fn status(seen: &Observation<'_>) -> DatasetStatus {
     let runtime = runtime_available(seen);
     let catalogued = catalogued(seen, version.as_ref());
     let healthy = sources_healthy(seen, &sources, &catalogued);
-    let preload = seen.dataset.spec.preload.is_some().then(|| preload(seen, version.as_ref(), old.preload.as_ref()));
+    // What is to be everywhere is loaded, asked for or not.
+    let loads = seen.dataset.spec.preload.is_some() || seen.is_everywhere();
+    let preload = loads.then(|| preload(seen, version.as_ref(), old.preload.as_ref()));
     let preloaded = preloaded(preload.as_ref());
     let ready = ready(&runtime, &catalogued, version.as_ref());
     let phase = phase(seen, &ready, &runtime, &catalogued, &healthy, preload.as_ref());

@@ -243,10 +243,8 @@ fn the_same_observation_gives_the_same_status() {
 
 #[test]
 fn where_everything_is_everywhere_the_dataset_is_counted_once() {
-    let everywhere = dataset(|value| {
-        value["spec"]["preload"] = json!({});
-        value["spec"]["placement"] = json!({"mode": "Everywhere"});
-    });
+    // It is loaded without a preload too.
+    let everywhere = dataset(|value| value["spec"]["placement"] = json!({"mode": "Everywhere"}));
     let report = |loaded: u64| {
         let mut report = report(loaded, true);
         let preload = report.preload.as_mut().unwrap();
@@ -281,6 +279,8 @@ fn replicas_are_not_counted_as_more_content() {
         let mut report = report(loaded, true);
         let preload = report.preload.as_mut().unwrap();
         (preload.total_files, preload.total_bytes, preload.loaded_files) = (10, 1000 << 20, loaded / 100);
+        // Of two owners the first one counts.
+        report.owned_cached_bytes = (loaded / 2) << 20;
         report
     };
     // More replicas than nodes are as many as there are nodes.
