@@ -7,8 +7,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// What the API server accepts: a decimal number with a suffix of Kubernetes, no sign, no exponent.
-const PATTERN: &str = r"^[0-9]+(\.[0-9]{1,9})?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$";
+/// What the API server accepts: a decimal number above 0 with a suffix of Kubernetes, no sign, no exponent.
+const PATTERN: &str =
+    r"^([0-9]*[1-9][0-9]*(\.[0-9]{1,9})?|0+\.[0-9]{0,4}[1-9][0-9]{0,4})(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$";
 
 /// A quantity as it was written: a number (`500`) or a string (`500Gi`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

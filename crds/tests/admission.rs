@@ -87,6 +87,12 @@ async fn a_dataset_of_what_this_release_supports_is_accepted() {
             with(dataset(), "/version", json!("Snapshot")),
             with(dataset(), "/placement", json!({"mode": "Auto", "replicas": 1})),
             with(dataset(), "/placement", json!({})),
+            with(dataset(), "/placement", json!({"mode": "Auto", "replicas": 16})),
+            with(dataset(), "/placement", json!({"mode": "Sharded", "replicas": 2})),
+            with(dataset(), "/placement", json!({"mode": "Everywhere"})),
+            with(dataset(), "/pin", json!({})),
+            with(dataset(), "/pin", json!({"include": ["labels/**"], "newerThan": "168h"})),
+            with(dataset(), "/capacity", json!("0.5Gi")),
             with(dataset(), "/capacity", json!("500Gi")),
             with(dataset(), "/capacity", json!(500)),
             with(dataset(), "/preload", json!({})),
@@ -107,24 +113,11 @@ async fn what_a_dataset_can_not_have_yet_is_refused_by_name() {
         &client,
         "Dataset",
         vec![
-            (with(dataset(), "/pin", json!({"include": ["labels/**"]})), "spec.pin is not supported yet"),
             (
                 with(dataset(), "/version", json!("Follow")),
                 r#"spec.version: Unsupported value: "Follow": supported values: "Snapshot""#,
             ),
             (with(dataset(), "/version", json!({"Follow": {"interval": "10m"}})), "Follow"),
-            (
-                with(dataset(), "/placement", json!({"mode": "Sharded"})),
-                "spec.placement.mode Sharded and Everywhere are not supported yet",
-            ),
-            (
-                with(dataset(), "/placement", json!({"mode": "Everywhere"})),
-                "spec.placement.mode Sharded and Everywhere are not supported yet",
-            ),
-            (
-                with(dataset(), "/placement", json!({"replicas": 2})),
-                "spec.placement.replicas other than 1 is not supported yet",
-            ),
             (with(dataset(), "/preload", json!({"newerThan": "168h"})), "spec.preload.newerThan is not supported yet"),
             (
                 with(dataset(), "/preload", json!({"schedule": "0 3 * * *"})),
@@ -173,6 +166,17 @@ async fn what_is_wrong_in_a_dataset_is_refused_with_the_field_and_an_example() {
         (with(dataset(), "/capacity", json!("lots")), "spec.capacity"),
         (with(dataset(), "/capacity", json!("-5Gi")), "spec.capacity"),
         (with(dataset(), "/capacity", json!(-5)), "spec.capacity"),
+        (with(dataset(), "/capacity", json!("0Gi")), "spec.capacity"),
+        (with(dataset(), "/capacity", json!("0.0")), "spec.capacity"),
+        (
+            with(dataset(), "/placement", json!({"mode": "Everywhere", "replicas": 2})),
+            "spec.placement.replicas contradicts mode Everywhere",
+        ),
+        (with(dataset(), "/placement", json!({"mode": "All"})), r#"supported values: "Auto", "Sharded", "Everywhere""#),
+        (with(dataset(), "/placement", json!({"replicas": 0})), "spec.placement.replicas"),
+        (with(dataset(), "/placement", json!({"replicas": 17})), "spec.placement.replicas"),
+        (with(dataset(), "/pin", json!({"include": [""]})), "spec.pin.include[0]"),
+        (with(dataset(), "/pin", json!({"newerThan": "7 days"})), "spec.pin.newerThan"),
         (with(dataset(), "/access", json!({"fileMode": "rw"})), "spec.access.fileMode"),
         (with(dataset(), "/access", json!({"uid": -1})), "spec.access.uid"),
         (json!({"mounts": [{"path": "/", "sources": [{"url": "s3://abc"}]}]}), "spec.runtimeRef"),
@@ -227,9 +231,10 @@ async fn what_a_dataset_shows_is_immutable_once_it_has_a_version_and_its_way_the
     let refusal = merge(json!({"spec": {"access": {"uid": 5}}})).await.unwrap_or_default();
     assert!(refusal.contains("spec.access is immutable once"), "{refusal}");
     assert_eq!(
-        merge(json!({"spec": {"capacity": "1Gi", "preload": {}}})).await,
+        merge(json!({"spec": {"capacity": "1Gi", "preload": {}, "placement": {"mode": "Everywhere"}, "pin": {}}}))
+            .await,
         None,
-        "capacity and preload may change"
+        "capacity, preload, placement and pin may change"
     );
     let status = json!({"status": {"version": {"files": 2}}});
     datasets.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
@@ -252,6 +257,14 @@ async fn a_cache_runtime_of_what_this_release_supports_is_accepted() {
             with(runtime(), "/access", json!({"namespaces": {"matchLabels": {"forebay.dev/tenant": "true"}}})),
             with(runtime(), "/gateway", json!({"s3": {"enabled": false}})),
             with(runtime(), "/links", json!([])),
+            with(runtime(), "/nodes", json!({"memory": "64Mi"})),
+            with(runtime(), "/nodes", json!({"memory": 67_108_864})),
+            with(runtime(), "/nodes", json!({"memory": "2Gi"})),
+            with(
+                runtime(),
+                "/access",
+                json!({"quotas": [{"namespace": "training", "capacity": "1Ti"}, {"namespace": "eval", "capacity": 500}]}),
+            ),
         ],
     )
     .await;
@@ -283,9 +296,21 @@ async fn what_a_cache_runtime_can_not_have_is_refused_by_name() {
                 "spec.links is not supported yet",
             ),
             (
-                with(runtime(), "/access", json!({"quotas": [{"namespace": "training", "capacity": "1Ti"}]})),
-                "spec.access.quotas is not supported yet",
+                with(
+                    runtime(),
+                    "/access",
+                    json!({"quotas": [{"namespace": "a", "capacity": "1Ti"}, {"namespace": "a", "capacity": "2Ti"}]}),
+                ),
+                "Duplicate value",
             ),
+            (
+                with(runtime(), "/access", json!({"quotas": [{"namespace": "a", "capacity": "0"}]})),
+                "spec.access.quotas[0].capacity",
+            ),
+            (with(runtime(), "/access", json!({"quotas": [{"namespace": "a"}]})), "spec.access.quotas[0].capacity"),
+            (with(runtime(), "/nodes", json!({"memory": "63Mi"})), "spec.nodes.memory must be at least 64Mi"),
+            (with(runtime(), "/nodes", json!({"memory": 1_000_000})), "spec.nodes.memory must be at least 64Mi"),
+            (with(runtime(), "/nodes", json!({"memory": "much"})), "spec.nodes.memory"),
             (with(runtime(), "/gateway", json!({"s3": {"enabled": true}})), "spec.gateway.s3 is not supported yet"),
             (
                 with(runtime(), "/gateway", json!({"webhdfs": {"enabled": true}})),
@@ -315,7 +340,8 @@ async fn where_a_cache_runtime_keeps_content_is_immutable() {
         ),
         (json!({"spec": {"nodes": {"selector": {"matchLabels": {"a": "c"}}}}}), "spec.nodes.selector is immutable"),
         (json!({"spec": {"nodes": null}}), "spec.nodes.selector is immutable"),
-        (json!({"spec": {"nodes": {"replicas": 3}}}), ""),
+        (json!({"spec": {"nodes": {"replicas": 3, "memory": "1Gi"}}}), ""),
+        (json!({"spec": {"access": {"quotas": [{"namespace": "training", "capacity": "1Ti"}]}}}), ""),
     ] {
         let result = runtimes.patch("transitions", &PatchParams::default(), &Patch::Merge(&patch)).await;
         match (result, expected) {

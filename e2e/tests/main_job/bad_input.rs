@@ -148,16 +148,16 @@ pub fn bad_input_is_explained_and_heals(cluster: &Cluster) -> Result<()> {
 pub fn unsupported_fields_are_refused(cluster: &Cluster) -> Result<()> {
     let source = || forebay::source("s3://good/");
     let follow = dataset("refused", &[("/", source())], "version: {Follow: {interval: 10m}}");
-    let pin = dataset("refused", &[("/", source())], "pin: {include: ['a/**']}");
-    let everywhere = dataset("refused", &[("/", source())], "placement: {mode: Everywhere}");
+    let contradiction = dataset("refused", &[("/", source())], "placement: {mode: Everywhere, replicas: 2}");
+    let priority = dataset("refused", &[("/", source())], "preload: {priority: 50}");
     let two_sources = dataset("refused", &[("/", format!("{}, {}", source(), source()))], "");
     let link = dataset("refused", &[("/", source().replace("secretRef", "link: line-a, secretRef"))], "");
     let typo = dataset("refused", &[("/", source())], "capacty: 1Gi");
     let relative = dataset("refused", &[("images", source())], "");
     for (what, manifest, says) in [
         ("version Follow", follow, "ollow"),
-        ("pin", pin, "not supported yet"),
-        ("placement Everywhere", everywhere, "not supported yet"),
+        ("replicas of what is everywhere", contradiction, "contradicts mode Everywhere"),
+        ("a preload's priority", priority, "not supported yet"),
         ("a second source", two_sources, "not supported yet"),
         ("a link", link, "not supported yet"),
         ("an unknown field", typo, "capacty"),

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod deletion;
+mod pool;
 mod reading;
 mod survival;
 mod tenant;
@@ -30,6 +31,15 @@ fn main() -> ExitCode {
                 name: "no_read_fails_while_operator_cache_node_daemon_and_plugin_are_killed",
                 run: survival::no_read_fails_while_parts_are_killed,
             },
+            Scenario {
+                name: "what_is_to_be_everywhere_crosses_the_line_once",
+                run: pool::what_is_to_be_everywhere_crosses_the_line_once,
+            },
+            Scenario {
+                name: "a_node_that_is_not_wanted_hands_over_and_goes_while_pods_read",
+                run: pool::a_node_that_is_not_wanted_hands_over_and_goes,
+            },
+            Scenario { name: "a_damaged_file_is_told_and_healed", run: pool::a_damaged_file_is_told_and_healed },
             Scenario {
                 name: "bad_input_gives_a_reason_within_30_s_and_heals_without_a_restart",
                 run: bad_input::bad_input_is_explained_and_heals,

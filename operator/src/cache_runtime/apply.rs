@@ -3,7 +3,7 @@
 use forebay_crds::CacheRuntime;
 use forebay_protocol::config::RuntimeConfig;
 use k8s_openapi::api::core::v1::{Pod, Secret};
-use kube::api::{Patch, PatchParams};
+use kube::api::{EvictParams, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::json;
 
@@ -54,6 +54,16 @@ pub async fn touch(client: &Client, namespace: &str, pods: &[Pod], revision: &st
         // A pod may be gone by now; the next look tells.
         if let Err(error) = api.patch_metadata(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
             tracing::debug!(pod = name, %error, "annotating a pod");
+        }
+    }
+}
+
+/// Evicts pods whose cache nodes have left. A disruption budget that says "not now" is asked again at the next look.
+pub async fn evict(client: &Client, namespace: &str, pods: &[String]) {
+    let api = Api::<Pod>::namespaced(client.clone(), namespace);
+    for pod in pods {
+        if let Err(error) = api.evict(pod, &EvictParams::default()).await {
+            tracing::info!(pod, %error, "evicting the pod of a cache node that has left; it is tried again");
         }
     }
 }

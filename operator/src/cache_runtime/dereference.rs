@@ -1,5 +1,6 @@
 //! What a CacheRuntime's reconciliation needs of others: its pods, its Secrets, and the Datasets that refer to it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -28,14 +29,19 @@ pub async fn pods(context: &Context, runtime: &RuntimeName) -> Result<Vec<Pod>, 
     Ok(pods)
 }
 
+/// Where the cache node of a pod answers, once the pod has an address.
+pub fn address(pod: &Pod) -> Option<SocketAddr> {
+    let status = pod.status.as_ref()?;
+    let running = matches!(status.phase.as_deref(), Some("Running" | "Pending"));
+    let ip = status.pod_ip.as_ref().filter(|_| running)?.parse().ok()?;
+    Some(SocketAddr::new(ip, NODE_PORT))
+}
+
 /// The pods that have an address.
 pub fn targets(pods: &[Pod]) -> Vec<Target> {
     let target = |pod: &Pod| {
-        let status = pod.status.as_ref()?;
-        let running = matches!(status.phase.as_deref(), Some("Running" | "Pending"));
-        let ip = status.pod_ip.as_ref().filter(|_| running)?.parse().ok()?;
         let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
-        Some(Target { pod: pod.name_any(), node, address: SocketAddr::new(ip, NODE_PORT) })
+        Some(Target { pod: pod.name_any(), node, address: address(pod)? })
     };
     pods.iter().filter_map(target).collect()
 }
@@ -87,6 +93,23 @@ pub fn datasets(context: &Context, runtime: &RuntimeName) -> Vec<Arc<Dataset>> {
     let mut datasets = context.dataset_store.state_filter(|dataset| runtime_name(dataset).as_ref() == Some(runtime));
     datasets.sort_by_key(|dataset| (dataset.namespace(), dataset.name_any()));
     datasets
+}
+
+/// Pods that use one of the Datasets, by node.
+pub fn readers(datasets: &[Arc<Dataset>]) -> BTreeMap<String, Vec<String>> {
+    let mut readers: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for dataset in datasets {
+        let namespace = dataset.namespace().unwrap_or_default();
+        for mounted in dataset.status.iter().flat_map(|status| &status.mounted_on) {
+            let pods = mounted.pods.iter().map(|pod| format!("{namespace}/{pod}"));
+            readers.entry(mounted.node.clone()).or_default().extend(pods);
+        }
+    }
+    readers.values_mut().for_each(|pods| {
+        pods.sort();
+        pods.dedup();
+    });
+    readers
 }
 
 /// The entries of the configuration. A Dataset with a problem never blocks others: it is left out if it is new, and stays as it was if nodes

@@ -4,10 +4,13 @@
 mod apply;
 pub mod build;
 mod dereference;
+pub mod leaving;
 pub mod members;
-mod update_status;
+mod selection;
+mod status;
 pub mod validate;
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,11 +25,14 @@ use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Config, Controller, watcher};
 use kube::{Api, Client, ResourceExt as _};
 
-use self::build::{RUNTIME_LABEL, config, desired_replicas};
-use self::update_status::{Observation, status, update_status};
+use self::build::{RUNTIME_LABEL, config};
+use self::leaving::{Leaving, Situation};
+use self::members::Present;
+use self::selection::{desired_replicas, zone};
+use self::status::{Observation, status, update_status};
 use self::validate::ValidRuntime;
 use crate::context::{Context, RuntimeMemory};
-use crate::nodes::{Gathered, REMEMBERED};
+use crate::nodes::{Gathered, NodeState, REMEMBERED};
 use crate::objects::{add_finalizer, remove_finalizer};
 use crate::problem::{Error, Problem};
 
@@ -100,7 +106,16 @@ async fn advance(runtime: &CacheRuntime, context: &Context) -> Result<Action, Er
 
     let valid = validate::validate(runtime, &context.arguments.cache_root, &context.arguments.run_dir);
     let built = match &valid {
-        Ok(valid) => Some(build_and_apply(runtime, valid, &datasets, erase, context).await?),
+        Ok(valid) => {
+            let life = if erase {
+                Life::Erasing
+            } else if deleted {
+                Life::Deleting
+            } else {
+                Life::Serving
+            };
+            Some(build_and_apply(runtime, valid, &datasets, life, context).await?)
+        }
         Err(_) => None,
     };
     let deleting = match (erase, &built) {
@@ -114,6 +129,8 @@ async fn advance(runtime: &CacheRuntime, context: &Context) -> Result<Action, Er
         return Ok(Action::await_change());
     }
 
+    let nobody = BTreeMap::new();
+    let departures = built.as_ref().map_or(&nobody, |built| &built.leaving.departures);
     let status = status(&Observation {
         runtime,
         problem: valid.as_ref().err(),
@@ -121,11 +138,14 @@ async fn advance(runtime: &CacheRuntime, context: &Context) -> Result<Action, Er
         desired: built.as_ref().map(|built| built.desired).unwrap_or_default(),
         pods: built.as_ref().map(|built| built.pods.as_slice()).unwrap_or_default(),
         gathered: built.as_ref().and_then(|built| built.gathered.as_deref()),
+        members: built.as_ref().map(|built| built.config.members.as_slice()).unwrap_or_default(),
+        departures,
         datasets: built.as_ref().map(|built| built.config.datasets.len()).unwrap_or_default(),
         now: Timestamp::now(),
     });
-    update_status(context, runtime, &status).await?;
+    update_status(context, runtime, &status, departures).await?;
     let settled = status.phase == Some(forebay_crds::RuntimePhase::Ready)
+        && departures.is_empty()
         && built.as_ref().is_some_and(Built::is_applied)
         && !datasets.iter().any(|dataset| dataset.status.as_ref().is_none_or(crate::dataset::status::in_motion));
     Ok(Action::requeue(if settled { LATER } else { SOON }))
@@ -136,7 +156,18 @@ struct Built {
     desired: i32,
     pods: Vec<Pod>,
     gathered: Option<Arc<Gathered>>,
+    leaving: Leaving,
     config: Arc<RuntimeConfig>,
+}
+
+/// What a runtime is doing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Serving,
+    /// It is to be deleted, and Datasets refer to it still.
+    Deleting,
+    /// Its nodes empty their cache folders.
+    Erasing,
 }
 
 impl Built {
@@ -153,27 +184,51 @@ async fn build_and_apply(
     owner: &CacheRuntime,
     runtime: &ValidRuntime,
     datasets: &[Arc<Dataset>],
-    erase: bool,
+    life: Life,
     context: &Context,
 ) -> Result<Built, Error> {
     let name = &runtime.name;
+    let erase = life == Life::Erasing;
     dereference::recall(context, name).await?;
     let identity = dereference::identity(context, name).await?;
     let pods = dereference::pods(context, name).await?;
     context.nodes.set_targets(name, &identity, dereference::targets(&pods)).await;
     let gathered = context.nodes.gather(name).await;
-    let desired = desired_replicas(runtime, &context.node_store.state());
+    let nodes = context.node_store.state();
+    let desired = desired_replicas(runtime, &nodes);
+    let readers = dereference::readers(datasets);
 
     let now = Instant::now();
-    let present = gathered.iter().flat_map(|gathered| {
-        gathered.nodes.iter().filter_map(|node| Some((node.status.as_ref().ok()?.node_id.clone(), node.target.address)))
-    });
-    let present: Vec<_> = present.filter(|(id, _)| !id.is_empty()).collect();
-    let (members, open, previous) = context.runtime(name, |memory| {
+    let zones: HashMap<String, String> = nodes.iter().filter_map(|node| Some((node.name_any(), zone(node)?))).collect();
+    let present = present(gathered.as_deref(), &zones);
+    let addresses: BTreeSet<_> = pods.iter().filter_map(dereference::address).collect();
+    let (members, leaving, open, previous) = context.runtime(name, |memory| {
+        let published = memory.published.clone();
+        if let Some(published) = &published {
+            memory.membership.forget_left(&published.members, &addresses);
+        }
         memory.membership.observe(present, now);
-        let members = memory.membership.members();
+        let situation = Situation {
+            runtime,
+            desired,
+            pods: &pods,
+            nodes: &nodes,
+            gathered: gathered.as_deref(),
+            published: published.as_deref(),
+            membership: &memory.membership,
+            readers: &readers,
+            old: owner.status.as_ref().map(|status| status.members.as_slice()).unwrap_or_default(),
+            now: Timestamp::now(),
+        };
+        // One that goes as a whole has nobody to hand over to.
+        let leaving = if life == Life::Serving {
+            leaving::leaving(&situation)
+        } else {
+            Leaving::nobody(&pods, &name.name, desired)
+        };
+        let members = memory.membership.members(&leaving.addresses);
         memory.open = is_open(memory, &members, desired, now);
-        (members, memory.open, memory.published.clone())
+        (members, leaving, memory.open, published)
     });
     let entries =
         if open && !erase { dereference::entries(context, datasets, previous.as_deref()).await? } else { Vec::new() };
@@ -181,9 +236,21 @@ async fn build_and_apply(
 
     apply::secrets(context, owner, runtime, &identity, &config).await?;
     context.runtime(name, |memory| memory.published = Some(config.clone()));
-    apply::objects(context, runtime, &build::objects(owner, runtime, desired, &context.arguments)).await?;
+    apply::objects(context, runtime, &build::objects(owner, runtime, leaving.replicas, &context.arguments)).await?;
+    apply::evict(&context.client, &name.namespace, &leaving.evict).await;
     apply::touch(&context.client, &name.namespace, &pods, &config.revision).await;
-    Ok(Built { desired, pods, gathered, config })
+    Ok(Built { desired, pods, gathered, leaving, config })
+}
+
+/// The nodes that answer.
+fn present(gathered: Option<&Gathered>, zones: &HashMap<String, String>) -> Vec<Present> {
+    let nodes = gathered.map(|gathered| gathered.nodes.as_slice()).unwrap_or_default();
+    let present = |node: &NodeState| {
+        let id = node.status.as_ref().ok()?.node_id.clone();
+        let zone = zones.get(&node.target.node).cloned();
+        (!id.is_empty()).then_some(Present { id, address: node.target.address, zone })
+    };
+    nodes.iter().filter_map(present).collect()
 }
 
 /// Whether Datasets are given to the nodes: once all are there, or those that are have waited long enough. Then for good.

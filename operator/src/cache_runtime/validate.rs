@@ -2,12 +2,22 @@
 //! costs nothing and a CRD may be older than the operator.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use forebay_crds::{CacheRuntime, LabelSelector, Medium, Toleration};
-use forebay_protocol::config::RuntimeName;
+use forebay_crds::{CacheRuntime, GoDuration, LabelSelector, Medium, Toleration};
+use forebay_protocol::config::{DEFAULT_MEMORY_BYTES, QuotaConfig, RuntimeName};
 use forebay_protocol::layout::CacheLayout;
 
 use crate::problem::Problem;
+
+/// Annotation of a CacheRuntime: how long a leaving cache node gets to hand over what it holds, as in `2h`.
+pub const DRAIN_PATIENCE_ANNOTATION: &str = "forebay.dev/drain-patience";
+
+/// The patience with a leaving cache node where the annotation says nothing.
+pub const DRAIN_PATIENCE: Duration = Duration::from_hours(1);
+
+/// The least memory of a cache node: some chunks on their way and a small index.
+const LEAST_MEMORY_BYTES: u64 = 64 << 20;
 
 /// A CacheRuntime that can be built.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +32,12 @@ pub struct ValidRuntime {
     pub replicas: Option<i32>,
     /// Bytes that each cache node may use.
     pub capacity_bytes: u64,
+    /// What bounds each cache node's memory.
+    pub memory_bytes: u64,
+    /// What the Datasets of a namespace may use of the pool together.
+    pub quotas: Vec<QuotaConfig>,
+    /// How long a leaving cache node gets.
+    pub drain_patience: Duration,
     /// The storage's folder on each node.
     pub host_path: PathBuf,
 }
@@ -54,9 +70,6 @@ pub fn validate(runtime: &CacheRuntime, cache_roots: &[PathBuf], run_dir: &Path)
     if !spec.links.is_empty() {
         return unsupported("spec.links");
     }
-    if spec.access.as_ref().is_some_and(|access| !access.quotas.is_empty()) {
-        return unsupported("spec.access.quotas");
-    }
     let enabled =
         |protocol: &Option<forebay_crds::GatewayProtocol>| protocol.as_ref().is_some_and(|protocol| protocol.enabled);
     if spec.gateway.as_ref().is_some_and(|gateway| enabled(&gateway.s3) || enabled(&gateway.webhdfs)) {
@@ -71,7 +84,16 @@ pub fn validate(runtime: &CacheRuntime, cache_roots: &[PathBuf], run_dir: &Path)
     };
     let host_path = allowed_host_path(host_path, cache_roots, run_dir)?;
     let nodes = spec.nodes.clone().unwrap_or_default();
+    let memory_bytes = match nodes.memory.as_ref().map(forebay_crds::Quantity::value) {
+        None => DEFAULT_MEMORY_BYTES,
+        Some(Ok(bytes)) if bytes >= LEAST_MEMORY_BYTES => bytes,
+        Some(Ok(_)) => return Err(Problem::new("InvalidSpec", "spec.nodes.memory must be at least 64Mi, as in 512Mi")),
+        Some(Err(error)) => return Err(Problem::new("InvalidSpec", format!("spec.nodes.memory: {error}"))),
+    };
     Ok(ValidRuntime {
+        memory_bytes,
+        quotas: quotas(runtime)?,
+        drain_patience: drain_patience(runtime)?,
         name,
         selector: nodes.selector.unwrap_or_default(),
         tolerations: nodes.tolerations,
@@ -79,6 +101,37 @@ pub fn validate(runtime: &CacheRuntime, cache_roots: &[PathBuf], run_dir: &Path)
         capacity_bytes,
         host_path,
     })
+}
+
+/// By namespace, so that their order in the spec makes no other configuration.
+fn quotas(runtime: &CacheRuntime) -> Result<Vec<QuotaConfig>, Problem> {
+    let mut quotas: Vec<QuotaConfig> = Vec::new();
+    for quota in runtime.spec.access.iter().flat_map(|access| &access.quotas) {
+        let invalid =
+            |what: String| Problem::new("InvalidSpec", format!("spec.access.quotas of {}: {what}", quota.namespace));
+        match quota.capacity.value().map_err(|error| invalid(format!("capacity: {error}")))? {
+            0 => return Err(invalid("capacity must be more than 0".to_owned())),
+            capacity_bytes => quotas.push(QuotaConfig { namespace: quota.namespace.clone(), capacity_bytes }),
+        }
+    }
+    quotas.sort_by(|a, b| a.namespace.cmp(&b.namespace));
+    match quotas.array_windows().find(|[a, b]| a.namespace == b.namespace) {
+        Some([twice, _]) => {
+            let message = format!("spec.access.quotas: the namespace {} is there twice", twice.namespace);
+            Err(Problem::new("InvalidSpec", message))
+        }
+        None => Ok(quotas),
+    }
+}
+
+fn drain_patience(runtime: &CacheRuntime) -> Result<Duration, Problem> {
+    let annotations = runtime.metadata.annotations.as_ref();
+    match annotations.and_then(|annotations| annotations.get(DRAIN_PATIENCE_ANNOTATION)) {
+        None => Ok(DRAIN_PATIENCE),
+        Some(text) => GoDuration::from(text.as_str()).value().map_err(|error| {
+            Problem::new("InvalidSpec", format!("the annotation {DRAIN_PATIENCE_ANNOTATION}: {error}"))
+        }),
+    }
 }
 
 /// The operator makes this folder as root, so who may create CacheRuntimes must not choose any.
@@ -145,5 +198,33 @@ pub(crate) mod tests {
         runtime.spec.storage[0].medium = Medium::Memory;
         let problem = check(&runtime).unwrap_err();
         assert!(problem.message.contains("Memory is not supported yet"), "{problem}");
+    }
+
+    #[test]
+    fn memory_quotas_and_patience_have_defaults_and_limits() {
+        let plain = check(&runtime("/var/lib/forebay")).unwrap();
+        assert_eq!((plain.memory_bytes, plain.quotas.len(), plain.drain_patience), (512 << 20, 0, DRAIN_PATIENCE));
+        let with = |nodes: serde_json::Value, quotas: serde_json::Value, patience: &str| {
+            let mut runtime = runtime("/var/lib/forebay");
+            runtime.spec.nodes = Some(serde_json::from_value(nodes).unwrap());
+            runtime.spec.access = Some(serde_json::from_value(serde_json::json!({"quotas": quotas})).unwrap());
+            let annotations = [(DRAIN_PATIENCE_ANNOTATION.to_owned(), patience.to_owned())];
+            runtime.metadata.annotations = Some(annotations.into());
+            check(&runtime)
+        };
+        let quota = |namespace: &str, capacity: &str| serde_json::json!({"namespace": namespace, "capacity": capacity});
+        let (memory, quotas) = (serde_json::json!({"memory": "2Gi"}), [quota("b", "1Ti"), quota("a", "2Gi")]);
+        let valid = with(memory.clone(), serde_json::json!(quotas), "90m").unwrap();
+        assert_eq!((valid.memory_bytes, valid.drain_patience), (2 << 30, Duration::from_mins(90)));
+        assert_eq!(valid.quotas[0], QuotaConfig { namespace: "a".into(), capacity_bytes: 2 << 30 });
+        for (memory, quotas, patience, message) in [
+            ("63Mi", vec![], "1h", "spec.nodes.memory must be at least 64Mi"),
+            ("1Gi", vec![quota("a", "0")], "1h", "capacity must be more than 0"),
+            ("1Gi", vec![quota("a", "1"), quota("a", "2")], "1h", "the namespace a is there twice"),
+            ("1Gi", vec![], "soon", DRAIN_PATIENCE_ANNOTATION),
+        ] {
+            let problem = with(serde_json::json!({"memory": memory}), serde_json::json!(quotas), patience).unwrap_err();
+            assert!(problem.reason == "InvalidSpec" && problem.message.contains(message), "{problem}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! What a Dataset becomes: an entry of `runtime.yaml`, a PersistentVolume and a claim. Pure: types in, types out.
 
 use forebay_crds::Dataset;
-use forebay_protocol::config::{DatasetConfig, MountConfig, PlacementConfig, SourceConfig};
+use forebay_protocol::config::{DatasetConfig, MountConfig, SourceConfig};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::Resource as _;
 use serde_json::json;
@@ -46,8 +46,8 @@ pub fn config_entry(dataset: &ValidDataset, credentials: &CredentialsBySecret) -
         name: dataset.name.clone(),
         mounts,
         access: dataset.access.clone(),
-        placement: PlacementConfig::default(),
-        pin: None,
+        placement: dataset.placement,
+        pin: dataset.pin.clone(),
         capacity_bytes: dataset.capacity_bytes,
         preload: dataset.preload.clone(),
         catalog: dataset.catalog.clone(),
@@ -128,11 +128,17 @@ mod tests {
 
     #[test]
     fn the_entry_has_the_sources_with_their_credentials() {
-        let valid = validate(&dataset(|value| value["spec"]["preload"] = json!({}))).unwrap();
+        let valid = validate(&dataset(|value| {
+            value["spec"]["preload"] = json!({});
+            value["spec"]["placement"] = json!({"replicas": 2});
+            value["spec"]["pin"] = json!({});
+        }))
+        .unwrap();
         let entry = config_entry(&valid, &credentials()).unwrap();
         assert_eq!(entry.full_name(), "training/images");
         assert_eq!(entry.mounts[0].sources[0].credentials.as_ref().unwrap().access_key_id, "me");
-        assert!(entry.preload.is_some() && entry.catalog.is_none());
+        assert!(entry.preload.is_some() && entry.pin.is_some() && entry.catalog.is_none());
+        assert_eq!(entry.placement.replicas, 2);
         let problem = config_entry(&valid, &CredentialsBySecret::new()).unwrap_err();
         assert_eq!(problem.reason, "SecretNotFound");
     }

@@ -127,13 +127,16 @@ async fn keep(dataset: &Dataset, context: &Context) -> Result<Action, Error> {
         }
         samples.bytes_per_second()
     });
-    let published =
-        context.published(&runtime).is_some_and(|config| config.datasets.iter().any(|entry| entry.uid == uid));
+    let config = context.published(&runtime);
+    let published = config.as_ref().is_some_and(|config| config.datasets.iter().any(|entry| entry.uid == uid));
+    let members = config.as_ref().map(|config| config.members.as_slice()).unwrap_or_default();
+    let owners = members.iter().filter(|member| member.state.is_active()).count();
     let status = status(&Observation {
         dataset,
         problem: resolved.as_ref().err(),
         reports,
         nodes,
+        owners,
         published,
         throughput,
         mounted_on: mounted_on(&context.pods(&namespace).await?, &dataset.name_any()),

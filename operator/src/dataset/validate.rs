@@ -2,7 +2,7 @@
 //! its rules can't check.
 
 use forebay_crds::{Dataset, PlacementMode, Source, VersionPolicy, parse_mode};
-use forebay_protocol::config::{AccessConfig, PreloadConfig, RuntimeName};
+use forebay_protocol::config::{self, AccessConfig, PinConfig, PlacementConfig, PreloadConfig, RuntimeName};
 use globset::GlobBuilder;
 
 use crate::problem::Problem;
@@ -22,6 +22,10 @@ pub struct ValidDataset {
     pub mounts: Vec<ValidMount>,
     /// Owner and modes.
     pub access: AccessConfig,
+    /// On which nodes content is kept.
+    pub placement: PlacementConfig,
+    /// What is evicted last.
+    pub pin: Option<PinConfig>,
     /// At most this much of the pool.
     pub capacity_bytes: Option<u64>,
     /// What to load.
@@ -59,18 +63,9 @@ pub fn validate(dataset: &Dataset) -> Result<ValidDataset, Problem> {
     if matches!(spec.version, Some(VersionPolicy::Follow(_))) {
         faults.unsupported("spec.version Follow");
     }
-    if let Some(placement) = &spec.placement {
-        if placement.mode.is_some_and(|mode| mode != PlacementMode::Auto) {
-            faults.unsupported("spec.placement.mode other than Auto");
-        }
-        if placement.replicas.is_some_and(|replicas| replicas != 1) {
-            faults.unsupported("spec.placement.replicas other than 1");
-        }
-    }
-    if spec.pin.is_some() {
-        faults.unsupported("spec.pin");
-    }
     let mounts = mounts(dataset, &mut faults);
+    let placement = placement(dataset, &mut faults);
+    let pin = pin(dataset, &mut faults);
     let preload = preload(dataset, &mut faults);
     let access = access(dataset, &mut faults);
     let capacity_bytes = spec.capacity.as_ref().and_then(|capacity| match capacity.value() {
@@ -85,6 +80,8 @@ pub fn validate(dataset: &Dataset) -> Result<ValidDataset, Problem> {
         runtime,
         mounts,
         access,
+        placement,
+        pin,
         capacity_bytes,
         preload,
         catalog: dataset.status.as_ref().and_then(|status| status.version.as_ref()).map(|version| version.id.clone()),
@@ -211,19 +208,54 @@ fn preload(dataset: &Dataset, faults: &mut Faults) -> Option<PreloadConfig> {
             faults.unsupported(&format!("spec.preload.{field}"));
         }
     }
-    for (field, globs) in [("include", &preload.include), ("exclude", &preload.exclude)] {
-        for (index, glob) in globs.iter().enumerate() {
-            if let Err(error) = GlobBuilder::new(glob).literal_separator(true).build() {
-                faults.invalid.push(format!("spec.preload.{field}[{index}]: {error}"));
-            }
-            if glob.starts_with('/') {
-                faults.invalid.push(format!(
-                    "spec.preload.{field}[{index}] {glob:?} never matches: globs are without the leading /"
-                ));
-            }
+    globs("spec.preload.include", &preload.include, faults);
+    globs("spec.preload.exclude", &preload.exclude, faults);
+    Some(PreloadConfig { include: preload.include.clone(), exclude: preload.exclude.clone() })
+}
+
+fn globs(field: &str, globs: &[String], faults: &mut Faults) {
+    for (index, glob) in globs.iter().enumerate() {
+        if let Err(error) = GlobBuilder::new(glob).literal_separator(true).build() {
+            faults.invalid.push(format!("{field}[{index}]: {error}"));
+        }
+        if glob.starts_with('/') {
+            faults.invalid.push(format!("{field}[{index}] {glob:?} never matches: globs are without the leading /"));
         }
     }
-    Some(PreloadConfig { include: preload.include.clone(), exclude: preload.exclude.clone() })
+}
+
+fn placement(dataset: &Dataset, faults: &mut Faults) -> PlacementConfig {
+    let spec = dataset.spec.placement.clone().unwrap_or_default();
+    let mode = match spec.mode.unwrap_or_default() {
+        PlacementMode::Auto => config::PlacementMode::Auto,
+        PlacementMode::Sharded => config::PlacementMode::Sharded,
+        PlacementMode::Everywhere => config::PlacementMode::Everywhere,
+    };
+    if mode == config::PlacementMode::Everywhere && spec.replicas.is_some() {
+        faults.invalid.push(
+            "spec.placement.replicas contradicts mode Everywhere, which keeps everything on every node: leave replicas out, or use mode Auto or \
+             Sharded"
+                .to_owned(),
+        );
+    }
+    let replicas = spec.replicas.map_or(Some(PlacementConfig::default().replicas), |replicas| {
+        u32::try_from(replicas).ok().filter(|replicas| (1..=16).contains(replicas))
+    });
+    if replicas.is_none() {
+        faults.invalid.push("spec.placement.replicas must be between 1 and 16".to_owned());
+    }
+    PlacementConfig { mode, replicas: replicas.unwrap_or_default() }
+}
+
+fn pin(dataset: &Dataset, faults: &mut Faults) -> Option<PinConfig> {
+    let pin = dataset.spec.pin.as_ref()?;
+    globs("spec.pin.include", &pin.include, faults);
+    let newer_than_seconds = pin.newer_than.as_ref().and_then(|age| match age.value() {
+        Ok(age) if age.as_secs() == 0 => faults.invalid("spec.pin.newerThan must be at least 1s"),
+        Ok(age) => Some(age.as_secs()),
+        Err(error) => faults.invalid(format!("spec.pin.newerThan: {error}")),
+    });
+    Some(PinConfig { include: pin.include.clone(), newer_than_seconds })
 }
 
 fn access(dataset: &Dataset, faults: &mut Faults) -> AccessConfig {
@@ -287,6 +319,26 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn placement_and_pin_become_those_of_the_configuration() {
+        let plain = validate(&dataset(|_| {})).unwrap();
+        assert_eq!((plain.placement, plain.pin), (PlacementConfig::default(), None));
+        let with = |placement: Value, pin: Value| {
+            validate(&dataset(|value| {
+                value["spec"]["placement"] = placement;
+                value["spec"]["pin"] = pin;
+            }))
+            .unwrap()
+        };
+        let valid = with(json!({"mode": "Sharded", "replicas": 3}), json!({"include": ["a/**"], "newerThan": "168h"}));
+        assert_eq!(valid.placement, PlacementConfig { mode: config::PlacementMode::Sharded, replicas: 3 });
+        let pin = PinConfig { include: vec!["a/**".into()], newer_than_seconds: Some(604_800) };
+        assert_eq!(valid.pin, Some(pin));
+        let valid = with(json!({"mode": "Everywhere"}), json!({}));
+        assert_eq!(valid.placement.mode, config::PlacementMode::Everywhere);
+        assert_eq!(valid.pin, Some(PinConfig::default()), "all files");
+    }
+
+    #[test]
     fn the_runtime_is_in_the_dataset_s_namespace_unless_said_otherwise() {
         let valid = validate(&dataset(|value| value["spec"]["runtimeRef"] = json!({"name": "pool"}))).unwrap();
         assert_eq!(valid.runtime.unwrap().namespace, "training");
@@ -295,10 +347,7 @@ pub(crate) mod tests {
     #[test]
     fn what_is_not_supported_yet_is_refused_by_name_and_never_ignored() {
         for (pointer, value, field) in [
-            ("/spec/pin", json!({}), "spec.pin"),
             ("/spec/version", json!({"Follow": {"interval": "10m"}}), "spec.version"),
-            ("/spec/placement", json!({"mode": "Everywhere"}), "spec.placement.mode"),
-            ("/spec/placement", json!({"replicas": 2}), "spec.placement.replicas"),
             ("/spec/preload", json!({"newerThan": "1h"}), "spec.preload.newerThan"),
             ("/spec/preload", json!({"schedule": "0 3 * * *"}), "spec.preload.schedule"),
             ("/spec/preload", json!({"priority": 50}), "spec.preload.priority"),
@@ -340,6 +389,13 @@ pub(crate) mod tests {
             ("/spec/access", json!({"fileMode": "rw"}), "spec.access.fileMode"),
             ("/spec/preload", json!({"include": ["a[b"]}), "spec.preload.include[0]"),
             ("/spec/preload", json!({"exclude": ["/a"]}), "without the leading /"),
+            ("/spec/pin", json!({"include": ["a[b"]}), "spec.pin.include[0]"),
+            ("/spec/pin", json!({"include": ["/a"]}), "without the leading /"),
+            ("/spec/pin", json!({"newerThan": "a week"}), "spec.pin.newerThan"),
+            ("/spec/pin", json!({"newerThan": "10ms"}), "at least 1s"),
+            ("/spec/placement", json!({"mode": "Everywhere", "replicas": 2}), "contradicts mode Everywhere"),
+            ("/spec/placement", json!({"replicas": 0}), "between 1 and 16"),
+            ("/spec/placement", json!({"replicas": -1}), "between 1 and 16"),
         ] {
             let problem = problem(|dataset| match dataset.pointer_mut(pointer) {
                 Some(place) => *place = value,

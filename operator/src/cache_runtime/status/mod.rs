@@ -1,15 +1,20 @@
 //! A CacheRuntime's status from what its pods and nodes say (pure), and writing it.
 
-use forebay_crds::{
-    CacheRuntime, CacheRuntimeStatus, MemberStatus, NodeCount, RuntimePhase, format_bytes, format_percent,
-};
+mod members;
+mod storage;
+
+use std::collections::BTreeMap;
+
+use forebay_crds::{CacheRuntime, CacheRuntimeStatus, NodeCount, RuntimePhase, format_bytes, format_percent};
+use forebay_protocol::config::Member;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt as _};
 
+use crate::cache_runtime::leaving::{self, Departure};
 use crate::conditions::Verdict;
 use crate::context::Context;
-use crate::events::publish_transitions;
+use crate::events::{publish_news, publish_transitions};
 use crate::nodes::Gathered;
 use crate::objects::apply_status;
 use crate::problem::{Error, Problem};
@@ -29,6 +34,10 @@ pub struct Observation<'a> {
     pub pods: &'a [Pod],
     /// What its nodes say.
     pub gathered: Option<&'a Gathered>,
+    /// The members in the configuration.
+    pub members: &'a [Member],
+    /// Those that leave, by pod.
+    pub departures: &'a BTreeMap<String, Departure>,
     /// Datasets in the configuration.
     pub datasets: usize,
     /// Of the observation.
@@ -40,9 +49,13 @@ pub fn status(seen: &Observation<'_>) -> CacheRuntimeStatus {
     let old = seen.runtime.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
     let generation = seen.runtime.metadata.generation;
     let answers = || seen.gathered.into_iter().flat_map(Gathered::answers);
-    let answering = seen.gathered.map(|gathered| gathered.present().count()).unwrap_or_default();
+    let answering = answering(seen);
     let ready = ready(seen, answering);
-    let mut conditions = vec![ready.condition("Ready", old, generation, seen.now)];
+    let storage = storage::healthy(seen.gathered);
+    let mut conditions = vec![
+        ready.condition("Ready", old, generation, seen.now),
+        storage.condition(storage::CONDITION, old, generation, seen.now),
+    ];
     if let Some(deleting) = seen.deleting {
         conditions.push(
             Verdict::yes(&deleting.reason, deleting.message.clone()).condition("Deleting", old, generation, seen.now),
@@ -51,7 +64,7 @@ pub fn status(seen: &Observation<'_>) -> CacheRuntimeStatus {
     let phase = match () {
         () if seen.deleting.is_some() => RuntimePhase::Terminating,
         () if seen.problem.is_some() || seen.desired == 0 => RuntimePhase::Failed,
-        () if ready.holds() => RuntimePhase::Ready,
+        () if ready.holds() && storage.status != "False" => RuntimePhase::Ready,
         () if answering == 0 => RuntimePhase::Pending,
         () => RuntimePhase::Degraded,
     };
@@ -63,7 +76,7 @@ pub fn status(seen: &Observation<'_>) -> CacheRuntimeStatus {
         phase: Some(phase),
         conditions,
         nodes: Some(NodeCount { desired: seen.desired.into(), ready: answering as i64 }),
-        members: seen.gathered.map(members).unwrap_or_default(),
+        members: members::members(seen),
         capacity: Some(format_bytes(answers().map(|answer| answer.capacity_bytes).sum())),
         cached: Some(format_bytes(answers().map(|answer| answer.cached_bytes).sum())),
         hit_ratio: (requested > 0).then(|| format_percent(hits, requested)),
@@ -72,19 +85,10 @@ pub fn status(seen: &Observation<'_>) -> CacheRuntimeStatus {
     }
 }
 
-fn members(gathered: &Gathered) -> Vec<MemberStatus> {
-    let member = |node: &crate::nodes::NodeState| {
-        let last = node.last.as_ref();
-        MemberStatus {
-            id: last.map(|status| status.node_id.clone()).unwrap_or_default(),
-            pod: node.target.pod.clone(),
-            node: node.target.node.clone(),
-            address: node.target.address.to_string(),
-            ready: node.status.is_ok(),
-            cached: last.map(|status| format_bytes(status.cached_bytes)),
-        }
-    };
-    gathered.nodes.iter().map(member).collect()
+/// Cache nodes that answer and are to stay.
+fn answering(seen: &Observation<'_>) -> usize {
+    let nodes = seen.gathered.map(|gathered| gathered.nodes.as_slice()).unwrap_or_default();
+    nodes.iter().filter(|node| node.status.is_ok() && !seen.departures.contains_key(&node.target.pod)).count()
 }
 
 fn ready(seen: &Observation<'_>, answering: usize) -> Verdict {
@@ -97,7 +101,11 @@ fn ready(seen: &Observation<'_>, answering: usize) -> Verdict {
             "no node of the cluster matches spec.nodes.selector and its taints: label nodes, or tolerate their taints",
         );
     }
-    let count = format!("{answering} of {} cache nodes answer", seen.desired);
+    let leaving = match seen.departures.len() {
+        0 => String::new(),
+        count => format!("; {count} more leave: see status.members"),
+    };
+    let count = format!("{answering} of {} cache nodes answer{leaving}", seen.desired);
     if answering >= seen.desired as usize {
         return Verdict::yes("AllNodesReady", count);
     }
@@ -142,11 +150,12 @@ fn trouble(seen: &Observation<'_>) -> Option<String> {
     None
 }
 
-/// Writes `status` if it is not what the runtime has.
+/// Writes `status` if it is not what the runtime has, and tells what is new in Events.
 pub async fn update_status(
     context: &Context,
     runtime: &CacheRuntime,
     status: &CacheRuntimeStatus,
+    departures: &BTreeMap<String, Departure>,
 ) -> Result<(), Error> {
     if runtime.status.as_ref() == Some(status) {
         return Ok(());
@@ -155,11 +164,15 @@ pub async fn update_status(
     apply_status(&api, &runtime.name_any(), status).await?;
     let old = runtime.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
     publish_transitions(&context.recorder, runtime, old, &status.conditions).await;
+    let old = runtime.status.as_ref().map(|status| status.members.as_slice()).unwrap_or_default();
+    let mut news = leaving::news::news(old, &status.members, departures);
+    news.extend(storage::news(old, &status.members));
+    publish_news(&context.recorder, runtime, &news).await;
     Ok(())
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Instant;
 
     use forebay_protocol::node::StatusResponse;
@@ -169,7 +182,7 @@ mod tests {
     use super::*;
     use crate::nodes::{NodeState, Target};
 
-    fn node(pod: &str, answers: bool) -> NodeState {
+    pub(super) fn node(pod: &str, answers: bool) -> NodeState {
         let answer = StatusResponse {
             node_id: pod.into(),
             capacity_bytes: 2 << 30,
@@ -183,11 +196,28 @@ mod tests {
         }
     }
 
-    fn observe(desired: i32, nodes: Vec<NodeState>, pods: &[Pod], deleting: Option<&Problem>) -> CacheRuntimeStatus {
+    pub(super) fn observe(
+        desired: i32,
+        nodes: Vec<NodeState>,
+        pods: &[Pod],
+        deleting: Option<&Problem>,
+    ) -> CacheRuntimeStatus {
         let gathered = Gathered { at: Instant::now(), nodes };
         let runtime = runtime("/var/lib/forebay");
         let (gathered, now) = (Some(&gathered), Timestamp::now());
-        status(&Observation { runtime: &runtime, problem: None, deleting, desired, pods, gathered, datasets: 1, now })
+        let (members, departures) = (&[], &BTreeMap::new());
+        status(&Observation {
+            runtime: &runtime,
+            problem: None,
+            deleting,
+            desired,
+            pods,
+            gathered,
+            members,
+            departures,
+            datasets: 1,
+            now,
+        })
     }
 
     #[test]
@@ -229,6 +259,6 @@ mod tests {
         let waits = Problem::new("DatasetsRefer", "Datasets refer to it: training/images");
         let status = observe(1, vec![node("a", true)], &[], Some(&waits));
         assert_eq!(status.phase, Some(RuntimePhase::Terminating));
-        assert!(status.conditions[1].type_ == "Deleting" && status.conditions[1].message.contains("training/images"));
+        assert!(status.conditions[2].type_ == "Deleting" && status.conditions[2].message.contains("training/images"));
     }
 }

@@ -1,11 +1,15 @@
 //! The CacheRuntime: a pool of cache nodes that many Datasets share.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+mod nodes;
+mod status;
+
 use kube::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use crate::common::{LabelSelector, conditions_schema};
+pub use self::nodes::*;
+pub use self::status::*;
+use crate::common::LabelSelector;
 use crate::duration::GoDuration;
 use crate::quantity::Quantity;
 
@@ -60,66 +64,6 @@ pub struct CacheRuntimeSpec {
     /// Not supported yet. Protocols for readers that don't mount.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<Gateway>,
-}
-
-/// On which nodes of the cluster cache nodes run.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct CacheNodes {
-    /// Labels of the nodes, for instance `matchLabels: {nvidia.com/gpu.present: "true"}`. Default: every schedulable node. Immutable.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub selector: Option<LabelSelector>,
-    /// Taints that the cache nodes' pods tolerate.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32))]
-    pub tolerations: Vec<Toleration>,
-    /// How many cache nodes, never more than one on a node. Default: one on each matching node, following the nodes as they come and go.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 5000))]
-    pub replicas: Option<i32>,
-}
-
-/// A taint that is tolerated, as in a pod's `tolerations`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Toleration {
-    /// The taint's key. Default: all keys, with the operator `Exists`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 317))]
-    pub key: Option<String>,
-    /// `Exists` or `Equal`. Default: `Equal`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub operator: Option<TolerationOperator>,
-    /// The taint's value, for `Equal`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 63))]
-    pub value: Option<String>,
-    /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`. Default: all effects.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub effect: Option<TaintEffect>,
-    /// Seconds that a `NoExecute` taint is tolerated. Default: for ever.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub toleration_seconds: Option<i64>,
-}
-
-/// How a taint is compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum TolerationOperator {
-    /// The taint has the key.
-    Exists,
-    /// The taint has the key and the value.
-    Equal,
-}
-
-/// What a taint does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum TaintEffect {
-    /// Keeps new pods away.
-    NoSchedule,
-    /// Keeps new pods away if it can.
-    PreferNoSchedule,
-    /// Evicts pods.
-    NoExecute,
 }
 
 /// One kind of storage on each node.
@@ -199,29 +143,26 @@ pub struct LinkSchedule {
 /// Who may use a runtime.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(
-    validation = Rule::new("!has(self.quotas) || self.quotas.size() == 0")
-        .message("spec.access.quotas is not supported yet: leave it out"),
-)]
 pub struct RuntimeAccess {
     /// Labels of the namespaces whose Datasets may refer to this runtime, for instance `matchLabels: {forebay.dev/tenant: "true"}`. Default: every
     /// namespace. A Dataset that loses access is taken off the cache nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespaces: Option<LabelSelector>,
-    /// Not supported yet. How much of the pool the Datasets of a namespace may use together.
+    /// How much of the pool the Datasets of a namespace may use together, each namespace once. A namespace above its quota makes room in its own
+    /// content; one without a quota is limited by the pool alone. May change at any time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256))]
+    #[schemars(length(max = 256), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["namespace"]))]
     pub quotas: Vec<Quota>,
 }
 
-/// Not supported yet. A namespace's share of the pool.
+/// A namespace's share of the pool.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Quota {
     /// The namespace.
     #[schemars(length(min = 1, max = 63))]
     pub namespace: String,
-    /// What its Datasets may use of the whole pool.
+    /// What its Datasets may use of the whole pool, copies included, for instance `1Ti`.
     pub capacity: Quantity,
 }
 
@@ -249,98 +190,4 @@ pub struct Gateway {
 pub struct GatewayProtocol {
     /// Whether it is served.
     pub enabled: bool,
-}
-
-/// What is known of a CacheRuntime.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct CacheRuntimeStatus {
-    /// The generation of the spec that this status speaks of.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<i64>,
-    /// Summary of the conditions: `Pending` until a cache node answers, `Ready` when all do, `Degraded` when some do, `Failed` when somebody must act,
-    /// `Terminating` while it is deleted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub phase: Option<RuntimePhase>,
-    /// `Ready`: all cache nodes answer. `Deleting`: what its deletion waits for.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(schema_with = "conditions_schema")]
-    pub conditions: Vec<Condition>,
-    /// How many cache nodes there are.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub nodes: Option<NodeCount>,
-    /// Every cache node.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub members: Vec<MemberStatus>,
-    /// What all cache nodes together can hold, rounded.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub capacity: Option<String>,
-    /// What they hold, copies included, rounded.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cached: Option<String>,
-    /// Share of the bytes readers asked for that a cache node had before they asked, over the last hour, of all Datasets: `97.3%`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hit_ratio: Option<String>,
-    /// Number of Datasets that are served.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub datasets: Option<i64>,
-    /// What the links carry. Always empty while links are not supported.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub links: Vec<LinkStatus>,
-}
-
-/// A summary of a CacheRuntime's conditions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum RuntimePhase {
-    /// No cache node answers yet.
-    Pending,
-    /// All cache nodes answer.
-    Ready,
-    /// Some cache nodes answer.
-    Degraded,
-    /// Somebody must act.
-    Failed,
-    /// It is being deleted.
-    Terminating,
-}
-
-/// How many cache nodes there are.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct NodeCount {
-    /// That there should be.
-    pub desired: i64,
-    /// That answer.
-    pub ready: i64,
-}
-
-/// One cache node.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct MemberStatus {
-    /// Identity of its storage, which outlives pods.
-    pub id: String,
-    /// Its pod.
-    pub pod: String,
-    /// The node the pod runs on.
-    pub node: String,
-    /// Where it answers.
-    pub address: String,
-    /// Whether it answers.
-    pub ready: bool,
-    /// What it holds, rounded.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cached: Option<String>,
-}
-
-/// What a link carries.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct LinkStatus {
-    /// Its name.
-    pub name: String,
-    /// What it may carry now, in bits per second.
-    pub limit: String,
-    /// What it carries, in bits per second.
-    pub used: String,
 }
