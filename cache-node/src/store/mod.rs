@@ -13,7 +13,7 @@ mod lease;
 mod model;
 mod open;
 mod read;
-mod record;
+pub(crate) mod record;
 mod room;
 mod slot;
 mod usage;
