@@ -61,6 +61,12 @@ impl Running {
         Ok(Self(command.stdin(Stdio::null()).spawn().with_context(|| format!("starting {program}"))?))
     }
 
+    /// Starts one that runs as long as its input is open: until this value is gone.
+    pub fn serving(command: &mut Command) -> Result<Self> {
+        let program = command.get_program().to_string_lossy().into_owned();
+        Ok(Self(command.stdin(Stdio::piped()).spawn().with_context(|| format!("starting {program}"))?))
+    }
+
     /// Process id.
     pub fn pid(&self) -> u32 {
         self.0.id()
@@ -114,6 +120,28 @@ pub async fn figures(program: &Path, arguments: &[&str], folder: &Path) -> Resul
         bail!("{} printed no figures", what());
     }
     Ok(lines)
+}
+
+/// Starts a program that serves, and waits until it has printed `last=`; gives it with all it has printed.
+pub async fn serve(program: &Path, arguments: &[&str], folder: &Path, last: &str) -> Result<(Running, Line)> {
+    let path = folder.join("served");
+    let log = std::fs::File::create(&path)?;
+    let mut command = Command::new(program);
+    command.args(arguments).env("TMPDIR", folder).current_dir(folder);
+    let mut running = Running::serving(command.stdout(log))?;
+    let what = format!("{} {} to print {last}=", program.display(), arguments.join(" "));
+    let printed = wait_for(&what, PATIENCE, async || {
+        if let Some(status) = running.ended()? {
+            bail!("{} {} ended with {status}", program.display(), arguments.join(" "));
+        }
+        let text = std::fs::read_to_string(&path)?;
+        // Whole lines only: the last one may still be on its way.
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let printed: Line = whole.lines().filter_map(parse).flatten().collect();
+        Ok(printed.contains_key(last).then_some(printed))
+    });
+    let printed = printed.await?;
+    Ok((running, printed))
 }
 
 /// The `key=value` words of a line; none when it has none.

@@ -181,7 +181,8 @@ impl Node {
         Ok(format!("http://{address}/{page}"))
     }
 
-    async fn client(&self) -> Result<NodeClient<Channel>> {
+    /// A connection to its API.
+    pub async fn client(&self) -> Result<NodeClient<Channel>> {
         let scheme = if self.identity.is_some() { "https" } else { "http" };
         let mut endpoint = Endpoint::from_shared(format!("{scheme}://{}", self.address()))?;
         if let Some(identity) = &self.identity {

@@ -17,10 +17,13 @@ use tokio::net::TcpStream;
 use crate::programs::Running;
 use crate::wait::wait_for;
 
-const ACCESS: &str = "bench-access";
-const SECRET: &str = "bench-secret-key";
+/// Access key of all servers.
+pub const ACCESS: &str = "bench-access";
+/// Its secret key; nothing but this machine reaches the servers.
+pub const SECRET: &str = "bench-secret-key";
 const REGION: &str = "us-east-1";
-const BUCKET: &str = "data";
+/// The one bucket.
+pub const BUCKET: &str = "data";
 
 /// A running server with one bucket.
 #[derive(Debug)]

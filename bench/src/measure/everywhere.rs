@@ -5,20 +5,23 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use forebay_protocol::config::{PlacementConfig, PlacementMode, PreloadConfig};
-use forebay_protocol::node::DatasetStatus;
+use forebay_protocol::node::StatusRequest;
+use forebay_protocol::node::node_client::NodeClient;
 use futures::future::try_join_all;
 use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::{ObjectStore as _, ObjectStoreExt as _};
+use tonic::transport::Channel;
 
 use super::{Context, Outcome};
 use crate::cluster::authority::Authority;
 use crate::cluster::content::content;
-use crate::cluster::node::{Node, dataset};
+use crate::cluster::node::{Node, UID, dataset};
 use crate::cluster::s3::S3Server;
 use crate::cluster::shaped_network::ShapedNetwork;
 use crate::report::{Limit, Required, Row, Unit};
 use crate::run_folder::RunFolder;
 use crate::sample::{Sample, in_turn};
+use crate::wait::wait_for;
 
 pub const NAME: &str = "everywhere";
 pub const HOW: &str = "\
@@ -131,17 +134,17 @@ impl<'a> Pool<'a> {
             })?;
         }
         let all = self.bytes;
-        let done = |dataset: &DatasetStatus| {
-            let loaded = dataset
-                .preload
-                .as_ref()
-                .is_some_and(|preload| !preload.running && preload.loaded_bytes == preload.total_bytes);
-            (loaded && (mode != PlacementMode::Everywhere || dataset.cached_bytes == all))
-                .then_some(dataset.cached_bytes)
-        };
-        let cached = try_join_all(nodes.iter().map(|node| node.wait_dataset("the preload", PATIENCE, done))).await?;
+        let mut clients = try_join_all(nodes.iter().map(Node::client)).await?;
+        wait_for("the preload", PATIENCE, async || {
+            let cached = try_join_all(clients.iter_mut().map(cached_bytes)).await?;
+            let complete = match mode {
+                PlacementMode::Everywhere => cached.iter().all(|cached| *cached == all),
+                _ => cached.iter().sum::<u64>() >= all,
+            };
+            Ok(complete.then_some(()))
+        })
+        .await?;
         let seconds = began.elapsed().as_secs_f64();
-        ensure!(cached.iter().sum::<u64>() >= all, "the nodes hold {cached:?} of {all} bytes");
         let source = try_join_all(nodes.iter().map(|node| node.metric("forebay_source_read_bytes_total"))).await?;
         Ok(Loaded { seconds, source_bytes: source.iter().sum() })
     }
@@ -169,4 +172,9 @@ impl<'a> Pool<'a> {
             Ok(began.elapsed().as_secs_f64())
         })
     }
+}
+
+async fn cached_bytes(client: &mut NodeClient<Channel>) -> Result<u64> {
+    let status = client.status(StatusRequest {}).await?.into_inner();
+    Ok(status.datasets.iter().filter(|dataset| dataset.uid == UID).map(|dataset| dataset.cached_bytes).sum())
 }

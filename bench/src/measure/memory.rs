@@ -3,8 +3,9 @@
 use anyhow::{Context as _, Result};
 use forebay_protocol::config::DEFAULT_MEMORY_BYTES;
 
+use super::transfer::Server;
 use super::{Context, Outcome, missing};
-use crate::programs::{figure, figures};
+use crate::programs::figure;
 use crate::report::{Required, Row, Unit};
 use crate::sample::Sample;
 
@@ -18,11 +19,11 @@ pub async fn measure(context: &Context) -> Result<Outcome> {
     let seconds = if context.quick { "10" } else { "60" };
     let mut rows = Vec::new();
     for (what, arguments) in [
-        ("1,000 streams", &["fetch", "--streams", "1000"][..]),
-        ("small reads", &["fetch", "--small", "--seconds", seconds]),
+        ("1,000 streams", &["--streams", "--concurrent", "1000", "--seconds", "10"][..]),
+        ("small reads", &["--small", "--batch", "64", "--concurrent", "64", "--seconds", seconds]),
     ] {
-        let folder = context.folder.part(NAME)?;
-        let lines = figures(&example, arguments, folder.path()).await?;
+        let server = Server::start(context, &example, false).await?;
+        let lines = server.fetch(arguments).await?;
         let row = |name: String, unit, number, required| {
             let ours = Sample::one(number).context("no number")?;
             anyhow::Ok(Row { what: name, unit, ours, limit: None, required })
