@@ -9,6 +9,17 @@ case " $* " in
 *" --target "*) ;;
 *) exec "$@" ;;
 esac
+# A static program with libFuzzer ends in a null pointer at its first finding of new coverage; ours are static otherwise. What counts is what
+# the program itself is linked with.
+if [ "$CARGO_PKG_NAME" = forebay-fuzz ]; then
+    for argument do
+        shift
+        case "$argument" in
+        target-feature=+crt-static) argument=target-feature=-crt-static ;;
+        esac
+        set -- "$@" "$argument"
+    done
+fi
 # As `cargo fuzz` does it; all of these are options of stable Rust.
 exec "$@" --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \

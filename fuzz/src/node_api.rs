@@ -37,7 +37,10 @@ pub fn run(data: &[u8]) {
             {
                 let path = ObjectId::from_bytes(id).relative_path();
                 let (folder, name) = path.split_at(2);
-                assert_eq!(ObjectId::from_folder_and_name(folder.as_bytes(), &name.as_bytes()[1..]), Some(ObjectId::from_bytes(id)));
+                assert_eq!(
+                    ObjectId::from_folder_and_name(folder.as_bytes(), &name.as_bytes()[1..]),
+                    Some(ObjectId::from_bytes(id))
+                );
             }
         }
         _ => drop(check::<ReadObjectResponse>(bytes)),
@@ -47,11 +50,20 @@ pub fn run(data: &[u8]) {
 /// One of each kind.
 pub fn seeds() -> Vec<Vec<u8>> {
     let seed = |kind: u8, message: Vec<u8>| [vec![kind], message].concat();
-    let header = CatalogHeader { id: "00112233445566778899aabbccddeeff".to_owned(), image_bytes: 1, table_bytes: 2, summary_bytes: 3 };
+    let header = CatalogHeader {
+        id: "00112233445566778899aabbccddeeff".to_owned(),
+        image_bytes: 1,
+        table_bytes: 2,
+        summary_bytes: 3,
+    };
     let status = StatusResponse {
         node_id: "n".to_owned(),
         revision: "r".to_owned(),
-        datasets: vec![forebay_protocol::node::DatasetStatus { uid: "u".to_owned(), cached_bytes: 5, ..Default::default() }],
+        datasets: vec![forebay_protocol::node::DatasetStatus {
+            uid: "u".to_owned(),
+            cached_bytes: 5,
+            ..Default::default()
+        }],
         ..Default::default()
     };
     vec![
@@ -59,7 +71,26 @@ pub fn seeds() -> Vec<Vec<u8>> {
         seed(2, ReadCatalogRequest { dataset_uid: "u".to_owned() }.encode_to_vec()),
         seed(3, ReadCatalogResponse { part: Some(Part::Header(header)) }.encode_to_vec()),
         seed(3, ReadCatalogResponse { part: Some(Part::Data(bytes::Bytes::from_static(b"abc"))) }.encode_to_vec()),
-        seed(4, ReadObjectRequest { dataset_uid: "u".to_owned(), object_id: bytes::Bytes::from_static(&[7; 16]), offset: 4 << 20, length: 1, ..Default::default() }.encode_to_vec()),
-        seed(5, ReadObjectResponse { offset: 0, data: bytes::Bytes::from_static(b"abc"), chunk_crc32c: Some(9), was_cached: true }.encode_to_vec()),
+        seed(
+            4,
+            ReadObjectRequest {
+                dataset_uid: "u".to_owned(),
+                object_id: bytes::Bytes::from_static(&[7; 16]),
+                offset: 4 << 20,
+                length: 1,
+                ..Default::default()
+            }
+            .encode_to_vec(),
+        ),
+        seed(
+            5,
+            ReadObjectResponse {
+                offset: 0,
+                data: bytes::Bytes::from_static(b"abc"),
+                chunk_crc32c: Some(9),
+                was_cached: true,
+            }
+            .encode_to_vec(),
+        ),
     ]
 }

@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 
 use forebay_catalog::{
-    Catalog, CatalogOptions, CatalogSource, CatalogWriter, MAX_NAME_BYTES, MAX_PATH_BYTES, Mtime, ObjectId, SourceIndex, TreeAttributes,
+    Catalog, CatalogOptions, CatalogSource, CatalogWriter, MAX_NAME_BYTES, MAX_PATH_BYTES, Mtime, ObjectId,
+    SourceIndex, TreeAttributes,
 };
 
 use crate::scratch;

@@ -40,5 +40,9 @@ datasets:
   preload: {include: ['a/**'], exclude: ['*.tmp']}
   catalog: '00112233445566778899aabbccddeeff'
 ";
-    vec![text.into(), text.replace("s3://b/p/", "file:///a%20b/").into(), "runtime: {namespace: a, name: b}\nnode: {cacheDir: c, capacityBytes: 1, listen: '127.0.0.1:1'}\n".into()]
+    vec![
+        text.into(),
+        text.replace("s3://b/p/", "file:///a%20b/").into(),
+        "runtime: {namespace: a, name: b}\nnode: {cacheDir: c, capacityBytes: 1, listen: '127.0.0.1:1'}\n".into(),
+    ]
 }

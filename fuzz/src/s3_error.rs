@@ -29,5 +29,10 @@ pub fn seeds() -> Vec<Vec<u8>> {
         let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>why</Message></Error>");
         [&status.to_le_bytes(), body.as_bytes()].concat()
     };
-    vec![answer(404, "NoSuchKey"), answer(503, "SlowDown"), answer(301, "PermanentRedirect"), answer(403, "AccessDenied")]
+    vec![
+        answer(404, "NoSuchKey"),
+        answer(503, "SlowDown"),
+        answer(301, "PermanentRedirect"),
+        answer(403, "AccessDenied"),
+    ]
 }

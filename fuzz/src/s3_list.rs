@@ -31,6 +31,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
     };
     vec![
         page("<IsTruncated>false</IsTruncated>"),
-        page("<EncodingType>url</EncodingType><IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>"),
+        page(
+            "<EncodingType>url</EncodingType><IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>",
+        ),
     ]
 }

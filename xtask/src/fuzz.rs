@@ -27,8 +27,8 @@ const EXAMPLES: &str = "Examples:
   Which targets there are:
     cargo xtask fuzz --list
 
-A finding is kept in target/fuzz/artifacts; how to replay it is printed. What was learnt about a target is kept in target/fuzz/corpus and
-used by the next run.";
+A finding is kept in target/fuzz/artifacts; how to replay it is printed.
+What was learnt about a target is kept in target/fuzz/corpus and used by the next run.";
 
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]

@@ -125,6 +125,8 @@ impl Node {
             None => Command::new(&self.program),
         };
         command.arg("--config").arg(self.config_path()).env("RUST_LOG", "warn,forebay_cache_node=info");
+        // Why it ended is the last line of its log, not somewhere above a stack.
+        command.env("RUST_BACKTRACE", "0");
         self.process = Some(Running::start(command.stdout(Stdio::null()).stderr(log))?);
         let ready = self.url("readyz")?;
         let process = &mut self.process;
