@@ -9,6 +9,8 @@ pub mod counters;
 pub mod dataset;
 pub mod engine;
 pub mod fetch;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod holdings;
 mod http;
 mod identity;

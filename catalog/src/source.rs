@@ -81,6 +81,14 @@ impl CatalogSource {
         if path.len() > MAX_PATH_BYTES { Err(SkipReason::PathTooLong) } else { Ok(()) }
     }
 
+    /// Whether a file can have this key, for tables that others wrote.
+    pub(crate) fn accepts_key(&self, key: &[u8]) -> bool {
+        let rest = key.strip_prefix(self.prefix.as_slice());
+        rest.is_some_and(|rest| {
+            self.path_bytes_before_key().saturating_add(rest.len()) <= MAX_PATH_BYTES && check_segments(rest).is_ok()
+        })
+    }
+
     /// The path in the tree of a key, for keys that are known to be good; none if the key is not below the prefix.
     pub(crate) fn known_path_of_key(&self, key: &[u8]) -> Option<Vec<u8>> {
         let mut path = Vec::new();

@@ -68,6 +68,33 @@ fn files_that_are_no_tables_are_refused() {
     }
 }
 
+/// The table with one piece of text replaced by another of the same length.
+fn with(from: &[u8], to: &[u8]) -> Vec<u8> {
+    assert_eq!(from.len(), to.len());
+    let mut bytes = table_bytes().to_vec();
+    let at = bytes.windows(from.len()).position(|window| window == from).unwrap();
+    bytes[at..at + from.len()].copy_from_slice(to);
+    bytes
+}
+
+#[test]
+fn a_row_whose_path_would_leave_the_tree_is_not_there() {
+    for (key, bad) in
+        [(b"a/39", b"../9"), (b"a/39", b"a//9"), (b"a/39", b"/a/9"), (b"a/39", b"a/\09"), (b"a/39", b"a/./")]
+    {
+        let table = open(&with(key, bad)).unwrap();
+        assert_eq!((table.len(), table.iter().count()), (41, 40), "{}", bad.escape_ascii());
+        assert!(table.iter().all(|record| record.key != bad));
+    }
+}
+
+#[test]
+fn a_table_that_is_mounted_outside_the_tree_is_refused() {
+    for (from, to) in [(b"/labels", b"/../abc"), (b"/labels", b"labels/"), (b"/labels", b"//label")] {
+        assert!(matches!(open(&with(from, to)), Err(TableError::Format(_))), "{}", to.escape_ascii());
+    }
+}
+
 /// Calls everything a reader can call.
 fn read_all(table: &ObjectTable) {
     let mut ids: Vec<_> = table.iter().map(|record| (record.id, record.tree_path(), record.url())).collect();

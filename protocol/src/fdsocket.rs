@@ -110,6 +110,13 @@ impl FdSocket {
                         "a message is longer than the protocol allows",
                     ));
                 }
+                // The kernel rounds the room for descriptors up, so one more than we allow may fit.
+                if fds.len() > MAX_FDS {
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "a message has more descriptors than the protocol allows",
+                    ));
+                }
                 Ok((received.bytes, fds))
             })
             .await?;
@@ -252,6 +259,26 @@ mod tests {
         assert_eq!(server.peer().unwrap().pid, i32::try_from(std::process::id()).unwrap());
         client.send(&ensure(1), &[]).await.unwrap();
         assert_eq!(server.receive::<Request>().await.unwrap().unwrap().0.id, 1);
+    }
+
+    #[tokio::test]
+    async fn more_descriptors_than_allowed_are_refused_and_closed() {
+        let (a, b) = FdSocket::pair().unwrap();
+        let lowest_free = || std::os::fd::AsRawFd::as_raw_fd(&std::fs::File::open("/").unwrap());
+        let before = lowest_free();
+        for count in [MAX_FDS, MAX_FDS + 1, MAX_FDS + 2] {
+            let own = [a.as_fd(); MAX_FDS + 2];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS + 2))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            assert!(control.push(SendAncillaryMessage::ScmRights(&own[..count])));
+            let bytes = ensure(1).encode_to_vec();
+            rustix::net::sendmsg(&a, &[io::IoSlice::new(&bytes)], &mut control, SendFlags::empty()).unwrap();
+            match b.receive::<Request>().await {
+                Ok(Some((_, fds))) => assert_eq!((fds.len(), count), (MAX_FDS, MAX_FDS)),
+                other => assert_eq!((other.unwrap_err().kind(), count > MAX_FDS), (io::ErrorKind::InvalidData, true)),
+            }
+        }
+        assert_eq!(lowest_free(), before, "a refused message left descriptors open");
     }
 
     #[tokio::test]

@@ -1,8 +1,11 @@
-//! The project's own commands: `cargo xtask cluster | test | demo | codegen`.
+//! The project's own commands: `cargo xtask test | bench | fuzz | soak | cluster | demo | codegen`.
 
+mod bench;
 mod cluster;
 mod codegen;
 mod demo;
+mod fuzz;
+mod soak;
 mod test;
 
 use std::process::ExitCode;
@@ -10,8 +13,21 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+const EXAMPLES: &str = "Examples:
+  What CI runs:
+    cargo xtask test
+  Only what has `eviction` in its name, without the cluster:
+    cargo xtask test --no-cluster eviction
+  Figures beside their limits, into docs/benchmarks.md:
+    cargo xtask bench cache
+    cargo xtask bench cache --quick --only everywhere
+  An hour of fuzzing of one target:
+    cargo xtask fuzz --seconds 3600 catalog
+  A night of random faults:
+    cargo xtask soak --minutes 480";
+
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Forebay's development commands")]
+#[command(name = "cargo xtask", about = "Forebay's development commands", after_help = EXAMPLES)]
 struct Arguments {
     #[command(subcommand)]
     task: Task,
@@ -24,6 +40,13 @@ enum Task {
     Cluster(cluster::Action),
     /// Formatting, lints, and all tests, those on a real cluster included
     Test(test::Test),
+    /// Figures of the cache nodes beside the limits of this machine
+    #[command(subcommand)]
+    Bench(bench::Bench),
+    /// Any bytes for everything that reads bytes of others
+    Fuzz(fuzz::Fuzz),
+    /// Random faults on real cache nodes while readers compare every byte
+    Soak(soak::Soak),
     /// Everything on show: installs, builds, starts a cluster, loads a real data set, trains on both nodes
     Demo {
         /// Leave the cluster up and say how to use it
@@ -49,6 +72,9 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Cluster(action) => action.run(),
         Task::Test(test) => test.run(),
+        Task::Bench(bench) => bench.run(),
+        Task::Fuzz(fuzz) => fuzz.run(),
+        Task::Soak(soak) => soak.run(),
         Task::Demo { keep } => demo::run(keep),
         Task::Codegen => codegen::run(),
     }

@@ -9,6 +9,8 @@ use clap::Args;
 use forebay_e2e::command::{command, run_shown};
 use forebay_e2e::{paths, scenarios, setup};
 
+use crate::fuzz;
+
 #[derive(Args)]
 pub struct Test {
     /// Leave out the tests on a real cluster
@@ -17,7 +19,10 @@ pub struct Test {
     /// Leave the cluster of a failed run up for a look
     #[arg(long)]
     keep: bool,
-    /// Only tests with one of these in their name
+    /// Leave out fuzzing
+    #[arg(long)]
+    no_fuzz: bool,
+    /// Only tests with one of these in their name; fuzzing is left out then, unless the name of a target has one
     filters: Vec<String>,
 }
 
@@ -36,12 +41,30 @@ impl Test {
         }
         let mut arguments = vec!["test", "--workspace", "--no-fail-fast", "--"];
         arguments.extend(self.filters.iter().map(String::as_str));
-        tests(&arguments, &environment)
+        let (mut sum, ended_well) = tests(&arguments, &environment)?;
+        // Also after a failure: one run shows all there is to mend.
+        let targets = if self.no_fuzz { Vec::new() } else { self.fuzz_targets()? };
+        if !targets.is_empty() {
+            let fuzz::Outcome { passed, failed } = fuzz::run(&targets, fuzz::CI_SECONDS)?;
+            sum.add(&Counts { passed, failed, skipped: 0 });
+        }
+        println!("\n{} passed, {} failed, {} skipped", sum.passed, sum.failed, sum.skipped);
+        ensure!(ended_well && sum.failed == 0, "tests failed, see above");
+        ensure!(sum.passed > 0, "no test was run: does a test have one of these in its name?");
+        Ok(())
+    }
+
+    fn fuzz_targets(&self) -> Result<Vec<String>> {
+        let mut targets = fuzz::targets()?;
+        let chosen =
+            |target: &String| self.filters.iter().any(|filter| format!("fuzz {target}").contains(filter.as_str()));
+        targets.retain(|target| self.filters.is_empty() || chosen(target));
+        Ok(targets)
     }
 }
 
-/// Runs the tests, shows what they print as it comes, and closes with the sum over all of their runners.
-fn tests(arguments: &[&str], environment: &[&str]) -> Result<()> {
+/// Runs the tests and shows what they print as it comes; gives the sum over all of their runners, and whether all ended well.
+fn tests(arguments: &[&str], environment: &[&str]) -> Result<(Counts, bool)> {
     eprintln!("== tests");
     let mut cargo = command("cargo", arguments);
     cargo.current_dir(paths::repository()).envs(environment.iter().map(|variable| (variable, "1")));
@@ -55,10 +78,10 @@ fn tests(arguments: &[&str], environment: &[&str]) -> Result<()> {
         }
     }
     let status = running.wait().context("waiting for cargo test")?;
-    println!("\n{} passed, {} failed, {} skipped", sum.passed, sum.failed, sum.skipped);
-    ensure!(status.success(), "tests failed, see above: cargo test ended with {status}");
-    ensure!(sum.passed > 0, "no test was run: does a test have one of these in its name?");
-    Ok(())
+    if !status.success() {
+        eprintln!("cargo test ended with {status}");
+    }
+    Ok((sum, status.success()))
 }
 
 /// What a runner says when it is done.

@@ -18,7 +18,7 @@ mod lend;
 mod model;
 mod open;
 mod read;
-mod record;
+pub(crate) mod record;
 mod room;
 pub mod scrub;
 mod slot;

@@ -14,7 +14,7 @@ use std::path::Path;
 use zerocopy::FromBytes;
 
 use crate::map::Map;
-use crate::{CatalogId, CatalogSource, ObjectId, SourceIndex, TreeAttributes};
+use crate::{CatalogId, CatalogSource, MAX_FILE_BYTES, ObjectId, SourceIndex, TreeAttributes};
 pub(crate) use build::{Collision, TableBuilder};
 use format::{DIGEST_FROM, Header, MAGIC, Meta, Row, VERSION};
 
@@ -102,7 +102,10 @@ impl ObjectTable {
             section(header.heap_offset.get(), Some(header.heap_bytes.get())),
         );
         let (Some(meta), Some(rows), Some(heap)) = sections else { return Err(cut) };
-        let meta = serde_json::from_slice(map.get(meta).unwrap_or_default()).map_err(TableError::Meta)?;
+        let meta: Meta = serde_json::from_slice(map.get(meta).unwrap_or_default()).map_err(TableError::Meta)?;
+        if !meta.sources.iter().all(|source| source.clone().normalized().as_ref() == Ok(source)) {
+            return Err(TableError::Format("a source's mount path or prefix is none that a catalog is written with"));
+        }
         Ok(Self { map, header, meta, rows, heap })
     }
 
@@ -183,9 +186,11 @@ impl ObjectTable {
         let (key, rest) = text.split_at_checked(row.key_bytes.get() as usize)?;
         let etag = std::str::from_utf8(rest.get(..usize::from(row.etag_bytes.get()))?).ok()?;
         let source = self.meta.sources.get(usize::from(row.source.get()))?;
-        key.starts_with(&source.prefix).then(|| ObjectRecord {
+        let size = row.size.get();
+        let makes_sense = (1..=MAX_FILE_BYTES).contains(&size) && source.accepts_key(key);
+        makes_sense.then(|| ObjectRecord {
             id: ObjectId::from_bytes(row.id),
-            size: row.size.get(),
+            size,
             source_index: SourceIndex(row.source.get()),
             source,
             key,

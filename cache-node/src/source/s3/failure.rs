@@ -156,7 +156,16 @@ async fn read_answer(response: Response) -> ErrorAnswer {
             return ErrorAnswer::default();
         }
     }
-    quick_xml::de::from_reader(bytes.as_slice()).unwrap_or_default()
+    parse_answer(&bytes)
+}
+
+fn parse_answer(bytes: &[u8]) -> ErrorAnswer {
+    quick_xml::de::from_reader(bytes).unwrap_or_default()
+}
+
+/// For the fuzz targets, see [`crate::fuzzing`]: a request for an object was answered so.
+pub(super) fn classify_bytes(location: &S3Location, status: StatusCode, body: &[u8]) -> SourceError {
+    classify("fuzzing", Target::Object, location, status, &parse_answer(body), None)
 }
 
 /// `Retry-After` in seconds; its other form, a date, is not used by object stores.

@@ -44,6 +44,16 @@ impl std::fmt::Debug for S3Source {
     }
 }
 
+/// For the fuzz targets, see [`crate::fuzzing`].
+pub(crate) fn parse_list_page(body: &[u8], prefix: &[u8]) -> Result<(Vec<super::Listed>, Option<String>), String> {
+    list::parse(body, prefix).map(|page| (page.entries, page.next_token))
+}
+
+/// Likewise: what an error answer with this status and body is taken for.
+pub(crate) fn classify_answer(location: &S3Location, status: StatusCode, body: &[u8]) -> SourceError {
+    failure::classify_bytes(location, status, body)
+}
+
 impl S3Source {
     /// A source that signs with `credentials`, or asks anonymously.
     pub fn new(location: S3Location, credentials: Option<&Credentials>) -> Result<Self, SourceError> {

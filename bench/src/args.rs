@@ -1,0 +1,108 @@
+//! The command line of `forebay-bench`, which `cargo xtask bench` and `cargo xtask soak` call.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::{Args, Parser, Subcommand};
+use forebay_e2e::paths;
+
+use crate::machine::{self, Machine};
+use crate::measure::{self, Context, Outcome};
+use crate::programs::Programs;
+use crate::results::Saved;
+use crate::run_folder::{self, RunFolder};
+use crate::{report, results, soak};
+
+/// How often each thing is measured.
+const RUNS: usize = 5;
+const QUICK_RUNS: usize = 2;
+
+/// Measures and endurance of the cache nodes.
+#[derive(Debug, Parser)]
+#[command(name = "forebay-bench", about = "Measures Forebay's cache nodes, or breaks them at random")]
+pub struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Measure the cache nodes and write docs/benchmarks.md
+    Cache(Cache),
+    /// Random faults on real nodes while readers compare every byte
+    Soak(soak::Options),
+}
+
+/// What to measure, and how often.
+#[derive(Clone, Debug, Args)]
+pub struct Cache {
+    /// Only these; may be given several times
+    #[arg(long, value_name = "NAME")]
+    pub only: Vec<String>,
+    /// Two runs instead of five, with less data
+    #[arg(long)]
+    pub quick: bool,
+}
+
+impl Arguments {
+    /// Does it.
+    pub async fn run(self) -> Result<()> {
+        match self.task {
+            Task::Cache(cache) => cache.run().await,
+            Task::Soak(options) => {
+                let passed = soak::run(&options).await?;
+                println!("{passed}");
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Cache {
+    async fn run(self) -> Result<()> {
+        let names: Vec<_> = measure::ALL.iter().map(|measurement| measurement.name).collect();
+        for name in &self.only {
+            ensure!(names.contains(&name.as_str()), "there is no measurement {name:?}; there are {}", names.join(", "));
+        }
+        let programs = Programs::beside_this()?;
+        if !programs.optimised() {
+            eprintln!("this is a development build: the figures say nothing and are not kept");
+        }
+        run_folder::sweep();
+        let (machine, commit) = (Machine::this()?, machine::commit(&paths::repository()));
+        let runs = if self.quick { QUICK_RUNS } else { RUNS };
+        let context = Context { programs, runs, quick: self.quick, folder: RunFolder::new()? };
+        let mut failed = Vec::new();
+        for measurement in measure::ALL {
+            if !self.only.is_empty() && !self.only.iter().any(|name| name == measurement.name) {
+                continue;
+            }
+            eprintln!("== {}", measurement.name);
+            let (rows, not_built) = match (measurement.run)(&context).await {
+                Ok(Outcome::Rows(rows)) => (rows, None),
+                Ok(Outcome::NotBuilt(what)) => (Vec::new(), Some(what)),
+                // The others may well work.
+                Err(error) => {
+                    eprintln!("{}: {error:#}", measurement.name);
+                    failed.push(measurement.name);
+                    continue;
+                }
+            };
+            match &not_built {
+                Some(what) => println!("{}: not measured, {what}\n", measurement.name),
+                None => println!("{}", report::table(&rows)),
+            }
+            if context.programs.optimised() {
+                let date = jiff::Zoned::now().strftime("%Y-%m-%d").to_string();
+                let saved = Saved { commit: commit.clone(), date, runs, machine: machine.clone(), rows, not_built };
+                results::save(measurement.name, &saved)?;
+            }
+        }
+        if context.programs.optimised() {
+            let page = results::write_page(&machine).context("writing the page of figures")?;
+            eprintln!("written: {}", page.display());
+        }
+        if !failed.is_empty() {
+            bail!("these measurements failed, see above: {}", failed.join(", "));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,2 @@
+#![no_main]
+forebay_fuzz::target!(s3_list);
