@@ -26,6 +26,7 @@ use crate::holdings::Holdings;
 use crate::metrics::Metrics;
 use crate::preload::{self, Selection};
 use crate::problem::{Problem, Reason};
+use crate::siblings::Siblings;
 use crate::store::{Store, StoreError};
 use crate::units::{ByteRange, ChunkIndex, StripeIndex, chunk_count};
 
@@ -39,6 +40,7 @@ type HoldingsByUid = RwLock<HashMap<String, Arc<Holdings>>>;
 pub struct Engine {
     store: Arc<Store>,
     fetcher: Arc<Fetcher>,
+    siblings: Siblings,
     folders: CatalogFolders,
     metrics: Arc<Metrics>,
     holdings: Arc<HoldingsByUid>,
@@ -95,10 +97,11 @@ impl Engine {
             Store::open(&opened, capacity, observer, move || counted.count_verification_failure())
         });
         let store = store.await.map_err(|error| EngineError::Catalogs(io::Error::other(error)))??;
-        let fetcher = Fetcher::new(Arc::clone(&store), Peers::new(identity), Arc::clone(&metrics));
+        let fetcher = Arc::new(Fetcher::new(Arc::clone(&store), Peers::new(identity), Arc::clone(&metrics)));
         let engine = Self {
             folders: CatalogFolders::open(layout).map_err(EngineError::Catalogs)?,
-            fetcher: Arc::new(fetcher),
+            siblings: Siblings::start(Arc::clone(&fetcher), Arc::clone(&store)),
+            fetcher,
             datasets: RwLock::default(),
             store,
             metrics,
@@ -252,12 +255,18 @@ impl Engine {
         object: &CatalogObject,
         chunk: ChunkIndex,
     ) -> Result<Ensured, FetchError> {
+        self.siblings.observe(dataset, object, !self.store.has(&object.stored.id, chunk));
         let ensured = self.fetcher.ensure(dataset, object, chunk, Purpose::Reader).await?;
         if let Ensured::Fetched(Fetched { kept: Err(error), .. }) = &ensured {
             return Err(FetchError::store(error));
         }
         self.store.touch(&object.stored.id);
         Ok(ensured)
+    }
+
+    /// A reader of this machine has opened an object that is here: it will not ask for chunks.
+    pub fn opened_complete(&self, dataset: &Arc<Dataset>, object: &CatalogObject) {
+        self.siblings.observe(dataset, object, false);
     }
 
     /// Reads a chunk for a peer, from this node's cache or the source; none when it is not here and the peer wants no more than that.
@@ -268,6 +277,9 @@ impl Engine {
         chunk: ChunkIndex,
         reach: Reach,
     ) -> Result<Option<ChunkRead>, FetchError> {
+        if reach == Reach::Source {
+            self.siblings.observe(dataset, object, !self.store.has(&object.stored.id, chunk));
+        }
         // Present and then not: evicted or found damaged between two looks.
         for _ in 0..5 {
             if self.store.has(&object.stored.id, chunk) {

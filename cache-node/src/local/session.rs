@@ -120,9 +120,12 @@ impl Session {
             .map_err(|_| failed(FailureKind::NotFound, "an object id has 16 bytes"))?;
         let id = ObjectId::from_bytes(id);
         let engine = self.shared.engine().ok_or_else(closed)?;
-        let (_, object) = engine.object(&open.dataset_uid, &id).map_err(|error| fetch_failed(&error))?;
+        let (dataset, object) = engine.object(&open.dataset_uid, &id).map_err(|error| fetch_failed(&error))?;
         let opened = engine.store().open_object(&object.stored).await;
         let opened = opened.map_err(|error| failed(FailureKind::Store, error.to_string()))?;
+        if opened.complete {
+            engine.opened_complete(&dataset, &object);
+        }
         let lease = self.next_lease.fetch_add(1, Ordering::Relaxed);
         let open =
             OpenObject { lease: opened.lease, dataset_uid: open.dataset_uid, id, read_ahead: ReadAhead::default() };

@@ -2,6 +2,7 @@
 //! and a client of their local sockets as `forebay-fuse` is one.
 #![allow(dead_code, missing_docs)]
 
+pub mod faults;
 pub mod gateway;
 pub mod process;
 pub mod proxy;
