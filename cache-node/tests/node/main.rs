@@ -9,6 +9,7 @@ mod lifecycle;
 mod local;
 mod peer;
 mod problems;
+mod small_files;
 mod sources;
 mod speed;
 mod tls;
