@@ -282,7 +282,9 @@ mod tests {
     #[test]
     fn in_order_nearly_everything_is_there_before_it_is_asked_for() {
         let mut world = World::new(20_000, 1000);
-        (0..20_000).for_each(|at| world.read(at, 64));
+        for at in 0..20_000 {
+            world.read(at, 64);
+        }
         assert!(world.missed <= 20, "{} missed", world.missed);
         assert_eq!((world.most_wanted, world.missed + world.loaded), (64, 20_000));
     }
@@ -291,7 +293,9 @@ mod tests {
     fn workers_that_each_read_a_part_in_order_are_told_apart() {
         let mut world = World::new(20_000, 20_000);
         for step in 0..1250 {
-            (0..16).for_each(|worker| world.read(worker * 1250 + step, 4));
+            for worker in 0..16 {
+                world.read(worker * 1250 + step, 4);
+            }
         }
         assert!(world.missed <= 16 * 8 && world.missed + world.loaded == 20_000, "{} missed", world.missed);
     }
@@ -300,7 +304,9 @@ mod tests {
     fn in_random_order_most_is_there_before_it_is_asked_for() {
         for folder in [20_000, 100] {
             let mut world = World::new(20_000, folder);
-            shuffled(20_000, 7).into_iter().for_each(|at| world.read(at, 64));
+            for at in shuffled(20_000, 7) {
+                world.read(at, 64);
+            }
             assert!(world.missed <= 700, "{} missed", world.missed);
             assert_eq!((world.most_wanted, world.missed + world.loaded), (64, 20_000));
         }
@@ -309,14 +315,18 @@ mod tests {
     #[test]
     fn a_folder_that_is_read_at_random_brings_its_own_files_only() {
         let mut world = World::new(100_000, 500);
-        shuffled(500, 3).into_iter().for_each(|at| world.read(1000 + at, 64));
+        for at in shuffled(500, 3) {
+            world.read(1000 + at, 64);
+        }
         assert_eq!(world.here.len(), 500);
     }
 
     #[test]
     fn a_few_files_here_and_there_bring_nothing_and_a_sample_a_bounded_lot() {
         let mut world = World::new(1_000_000, 1000);
-        shuffled(1_000_000, 5).into_iter().take(SHUFFLED - 1).for_each(|at| world.read(at, 64));
+        for at in shuffled(1_000_000, 5).into_iter().take(SHUFFLED - 1) {
+            world.read(at, 64);
+        }
         assert_eq!(world.loaded, 0);
         let mut slow = World::new(1_000_000, 1000);
         for at in shuffled(1_000_000, 5).into_iter().take(500) {
@@ -324,20 +334,28 @@ mod tests {
             slow.read(at, 64);
         }
         assert!(slow.loaded < 100, "{}: one in five seconds is no epoch", slow.loaded);
-        shuffled(1_000_000, 6).into_iter().take(200).for_each(|at| world.read(at, 1 << 20));
+        for at in shuffled(1_000_000, 6).into_iter().take(200) {
+            world.read(at, 1 << 20);
+        }
         assert!(world.loaded <= 200 * LAST_SHARE, "{}", world.loaded);
     }
 
     #[test]
     fn it_ends_when_readers_end_and_when_what_is_loaded_does_not_stay() {
         let mut world = World::new(100_000, 100_000);
-        (0..100).for_each(|at| world.read(at, 1));
-        shuffled(50_000, 5).into_iter().take(100).for_each(|at| world.read(50_000 + at, 1));
+        for at in 0..100 {
+            world.read(at, 1);
+        }
+        for at in shuffled(50_000, 5).into_iter().take(100) {
+            world.read(50_000 + at, 1);
+        }
         assert!(world.readers.is_active() && world.readers.next().is_some());
         world.readers.settle(world.now + QUIET);
         assert!(!world.readers.is_active() && world.readers.next().is_none());
 
-        shuffled(50_000, 5).into_iter().skip(100).take(100).for_each(|at| world.read(50_000 + at, 1));
+        for at in shuffled(50_000, 5).into_iter().skip(100).take(100) {
+            world.read(50_000 + at, 1);
+        }
         assert!(world.readers.is_active());
         let evicted = 50_000 + shuffled(50_000, 5)[199];
         world.here.remove(&evicted);

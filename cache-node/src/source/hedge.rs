@@ -218,10 +218,10 @@ mod tests {
     #[test]
     fn a_source_that_turns_slow_altogether_is_not_asked_twice() {
         let mut hedger = Hedger::default();
-        replay(&mut hedger, 4096, &[MS * 30; 2000]);
-        let (_, hedges, _) = replay(&mut hedger, 4096, &[MS * 300; 1000]);
+        replay(&mut hedger, 4096, &vec![MS * 30; 2000]);
+        let (_, hedges, _) = replay(&mut hedger, 4096, &vec![MS * 300; 1000]);
         assert!(hedges <= 20, "{hedges}");
-        let (_, hedges, _) = replay(&mut hedger, 4096, &[MS * 300; 10_000]);
+        let (_, hedges, _) = replay(&mut hedger, 4096, &vec![MS * 300; 10_000]);
         assert_eq!(hedges, 0, "it is what most take now");
     }
 
@@ -234,7 +234,7 @@ mod tests {
     #[test]
     fn a_body_that_nearly_is_there_is_waited_for() {
         let (mut hedger, chunk) = (Hedger::default(), 4 << 20);
-        replay(&mut hedger, chunk, &[MS * 100; 100]);
+        replay(&mut hedger, chunk, &vec![MS * 100; 100]);
         assert_eq!(hedger.begin(chunk), MS * 200);
         assert_eq!(hedger.look(chunk, MS * 100, chunk / 8), Verdict::LookAgain(MS * 200));
         assert_eq!(hedger.look(chunk, MS * 200, chunk - chunk / 8), Verdict::LookAgain(MS * 300));

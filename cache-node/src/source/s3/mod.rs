@@ -128,12 +128,12 @@ impl Source for S3Source {
         let quoted = format!("\"{}\"", object.etag);
         headers.insert(header::IF_MATCH, quoted.parse().map_err(|_| unusable("its ETag can't be sent"))?);
         let whole = range.offset == 0 && range.length == object.size;
-        if !whole {
-            let value = format!("bytes={}-{}", range.offset, range.end().saturating_sub(1));
-            headers.insert(header::RANGE, value.parse().map_err(|_| unusable("its range can't be sent"))?);
-        } else {
+        if whole {
             let (name, value) = checksum::MODE;
             headers.insert(name, header::HeaderValue::from_static(value));
+        } else {
+            let value = format!("bytes={}-{}", range.offset, range.end().saturating_sub(1));
+            headers.insert(header::RANGE, value.parse().map_err(|_| unusable("its range can't be sent"))?);
         }
         let response = self.send(&what, Target::Object, &self.url_of(&object.key), headers).await?;
         check_answer(&what, object, range, whole, &response)?;

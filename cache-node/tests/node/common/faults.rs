@@ -13,12 +13,14 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
+/// First and last byte.
+pub type Range = (u64, u64);
+
 /// One request, as much of it as rules need.
 #[derive(Clone, Debug)]
 pub struct Asked {
     pub path: String,
-    /// First and last byte.
-    pub range: Option<(u64, u64)>,
+    pub range: Option<Range>,
     /// How many requests for this path and range came before.
     pub attempt: usize,
     /// How many requests of objects came before, listings left out.
@@ -81,7 +83,7 @@ type Rule = dyn Fn(&Asked) -> Fault + Send + Sync;
 struct Shared {
     rule: Box<Rule>,
     to: SocketAddr,
-    attempts: Mutex<HashMap<(String, Option<(u64, u64)>), usize>>,
+    attempts: Mutex<HashMap<(String, Option<Range>), usize>>,
     number: AtomicUsize,
     seen: Mutex<Vec<Seen>>,
     in_flight: AtomicUsize,
