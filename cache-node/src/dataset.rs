@@ -53,8 +53,7 @@ impl Dataset {
                 let message = format!("mount {}: has {} sources; give it exactly one", mount.path, mount.sources.len());
                 return Err(Problem::new(Reason::InvalidSource, message));
             };
-            let counters =
-                SourceCounters { source: metrics.source_read_bytes(&source.url, ""), dataset: Arc::clone(&counters) };
+            let counters = SourceCounters::new(metrics, &source.url, Arc::clone(&counters));
             SourceSlot::open(mount, source, counters).map_err(|error| error.to_problem())
         });
         let name = config.full_name();

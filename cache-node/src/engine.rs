@@ -28,6 +28,7 @@ use crate::memory::{self, Shares};
 use crate::metrics::Metrics;
 use crate::preload::{self, Selection};
 use crate::problem::{Problem, Reason};
+use crate::siblings::Siblings;
 use crate::store::{Store, StoreError, Verdict};
 use crate::units::{ByteRange, ChunkIndex, StripeIndex, chunk_count};
 
@@ -44,6 +45,7 @@ type HoldingsByUid = RwLock<HashMap<String, Arc<Holdings>>>;
 pub struct Engine {
     store: Arc<Store>,
     fetcher: Arc<Fetcher>,
+    siblings: Siblings,
     folders: CatalogFolders,
     metrics: Arc<Metrics>,
     holdings: Arc<HoldingsByUid>,
@@ -101,15 +103,12 @@ impl Engine {
             Store::open(&opened, capacity, observer, move || counted.count_verification_failure())
         });
         let store = store.await.map_err(|error| EngineError::Catalogs(io::Error::other(error)))??;
-        let fetcher = Fetcher::new(
-            Arc::clone(&store),
-            Peers::new(identity, memory.buffers.clone()),
-            memory,
-            Arc::clone(&metrics),
-        );
+        let peers = Peers::new(identity, memory.buffers.clone());
+        let fetcher = Arc::new(Fetcher::new(Arc::clone(&store), peers, memory, Arc::clone(&metrics)));
         let engine = Self {
             folders: CatalogFolders::open(layout).map_err(EngineError::Catalogs)?,
-            fetcher: Arc::new(fetcher),
+            siblings: Siblings::start(Arc::clone(&fetcher), Arc::clone(&store)),
+            fetcher,
             datasets: RwLock::default(),
             spills: Arc::default(),
             store,
@@ -270,6 +269,7 @@ impl Engine {
         object: &CatalogObject,
         chunk: ChunkIndex,
     ) -> Result<Ensured, FetchError> {
+        self.siblings.observe(dataset, object, !self.store.has(&object.stored.id, chunk));
         // Present and then not: evicted, or found damaged, between two looks.
         for _ in 0..5 {
             let ensured = self.fetcher.ensure(dataset, object, chunk, Purpose::Reader).await?;
@@ -286,6 +286,11 @@ impl Engine {
         Err(FetchError::internal(format!("object {} does not stay in the cache", object.stored.id)))
     }
 
+    /// A reader of this machine has opened an object that is here: it will not ask for chunks.
+    pub fn opened_complete(&self, dataset: &Arc<Dataset>, object: &CatalogObject) {
+        self.siblings.observe(dataset, object, false);
+    }
+
     /// Makes a chunk present for a peer, from the source if need be.
     pub async fn bring_for_peer(
         &self,
@@ -293,6 +298,7 @@ impl Engine {
         object: &CatalogObject,
         chunk: ChunkIndex,
     ) -> Result<Brought, FetchError> {
+        self.siblings.observe(dataset, object, !self.store.has(&object.stored.id, chunk));
         match self.fetcher.ensure(dataset, object, chunk, Purpose::Owner).await? {
             Ensured::Present => Ok(Brought::Kept { was_cached: true }),
             Ensured::Fetched(fetched) if fetched.kept.is_ok() => Ok(Brought::Kept { was_cached: fetched.was_cached }),

@@ -23,6 +23,7 @@ pub mod preload;
 pub mod prepare;
 pub mod problem;
 mod server;
+pub mod siblings;
 pub mod source;
 pub mod store;
 pub mod units;

@@ -51,6 +51,7 @@ pub struct Metrics {
     source_read_bytes: Family<Labels, PlainCounter>,
     read_bytes: Family<Labels, PlainCounter>,
     cached_bytes: Family<Labels, Gauge<u64, AtomicU64>>,
+    hedged_requests: Family<Labels, PlainCounter>,
     source_failovers: PlainCounter,
     verification_failures: PlainCounter,
     disk_faults: Family<Labels, PlainCounter>,
@@ -71,6 +72,12 @@ impl Default for Metrics {
         );
         let cached_bytes = Family::default();
         registry.register("cached_bytes", "Bytes of a dataset that this node holds", cached_bytes.clone());
+        let hedged_requests = Family::default();
+        registry.register(
+            "hedged_requests",
+            "Second requests sent beside slow ones, by whether their answer was the one that was used",
+            hedged_requests.clone(),
+        );
         let source_failovers = PlainCounter::default();
         registry.register(
             "source_failovers",
@@ -96,6 +103,7 @@ impl Default for Metrics {
             source_read_bytes,
             read_bytes,
             cached_bytes,
+            hedged_requests,
             source_failovers,
             verification_failures,
             disk_faults,
@@ -120,6 +128,17 @@ impl Metrics {
     pub fn read_bytes(&self, dataset: &str, origin: Origin) -> Counter {
         let labels = vec![("dataset", dataset.to_owned()), ("origin", origin.label().to_owned())];
         Counter(self.read_bytes.get_or_create_owned(&labels))
+    }
+
+    /// Second requests to `source` beside slow ones; whether their answer was used.
+    pub fn hedged_requests(&self, source: &str, won: bool) -> Counter {
+        let labels = vec![("source", source.to_owned()), ("won", won.to_string())];
+        Counter(self.hedged_requests.get_or_create_owned(&labels))
+    }
+
+    /// Where chunks are counted that were not what they should be.
+    pub fn verification_failure_counter(&self) -> Counter {
+        Counter(self.verification_failures.clone())
     }
 
     /// Reads of a mount have moved to another of its sources.
@@ -184,11 +203,13 @@ mod tests {
         metrics.count_verification_failure();
         metrics.set_disk_faults("disk_full", 3);
         metrics.set_scrubbed_bytes(11);
+        metrics.hedged_requests("s3://b/p", true).add(3);
         let text = metrics.render();
         for line in [
             "forebay_source_read_bytes_total{source=\"s3://b/p\",link=\"\"} 5",
             "forebay_read_bytes_total{dataset=\"ns/d\",origin=\"peer\"} 7",
             "forebay_cached_bytes{dataset=\"ns/d\"} 9",
+            "forebay_hedged_requests_total{source=\"s3://b/p\",won=\"true\"} 3",
             "forebay_source_failovers_total 0",
             "forebay_verification_failures_total 1",
             "forebay_disk_faults_total{kind=\"disk_full\"} 3",

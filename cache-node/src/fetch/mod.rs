@@ -233,8 +233,9 @@ impl Fetcher {
     ) -> Result<Fetched, FetchError> {
         let source = dataset.source(object.source).ok_or_else(|| FetchError::no_source(dataset, object))?;
         let range = chunk.range(object.stored.size);
-        let memory = reserve(&self.memory.from_source, range.length).await?;
-        let bytes = source.read(retry::READING, &object.version, range).await.map_err(FetchError::from)?;
+        // Held while bytes are on their way, not while the source is silent or is left alone before the next try.
+        let memory = || async { reserve(&self.memory.from_source, range.length).await.ok() };
+        let (bytes, memory) = source.read_holding(retry::READING, &object.version, range, memory).await?;
         let crc = crc32c::crc32c(&bytes);
         let kept = self.keep(object, chunk, &bytes, crc).await;
         Ok(Fetched { bytes, crc, origin: Origin::Source, was_cached: false, kept, memory })

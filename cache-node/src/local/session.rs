@@ -149,8 +149,11 @@ impl Session {
             .map_err(|_| failed(FailureKind::NotFound, "an object id has 16 bytes"))?;
         let id = ObjectId::from_bytes(id);
         let engine = self.shared.engine().ok_or_else(closed)?;
-        let (_, object) = engine.object(&open.dataset_uid, &id).map_err(|error| fetch_failed(&error))?;
+        let (dataset, object) = engine.object(&open.dataset_uid, &id).map_err(|error| fetch_failed(&error))?;
         let (hold, file, complete) = self.open_file(&engine, &object).await?;
+        if complete {
+            engine.opened_complete(&dataset, &object);
+        }
         let lease = self.next_lease.fetch_add(1, Ordering::Relaxed);
         let open = OpenObject { hold, dataset_uid: open.dataset_uid, id, read_ahead: ReadAhead::default() };
         self.leases.lock().insert(lease, Arc::new(open));

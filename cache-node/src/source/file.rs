@@ -59,7 +59,7 @@ impl FileSource {
     }
 
     fn read(&self, object: &ObjectVersion, range: ByteRange) -> Result<Bytes, SourceError> {
-        let name = || format!("file://{}/{}", self.root.display(), String::from_utf8_lossy(&object.key));
+        let name = || self.describe(object);
         let root = self.open_root()?;
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
@@ -127,6 +127,10 @@ impl Source for FileSource {
             .await
             .map_err(|error| SourceError::transient(Reason::SourceError, error.to_string()))??;
         Ok(stream::iter([Ok(bytes)]).boxed())
+    }
+
+    fn describe(&self, object: &ObjectVersion) -> String {
+        format!("file://{}/{}", self.root.display(), String::from_utf8_lossy(&object.key))
     }
 }
 

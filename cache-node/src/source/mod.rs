@@ -1,9 +1,13 @@
 //! Where data comes from: the [`Source`] trait and its implementations, [`s3`] and [`file`]. A source lists what it has and reads ranges of
-//! one exact version of an object; an object that is no longer that version is an error, never other bytes. Counting, retrying and health
-//! are this module's neighbours, so that the implementations only speak their protocol.
+//! one exact version of an object; an object that is no longer that version is an error, never other bytes. Counting, retrying, hedging,
+//! limits of time and number, and health are this module's neighbours, so that the implementations only speak their protocol.
 
+pub mod attempt;
+mod checksum;
 pub mod error;
 pub mod file;
+pub mod hedge;
+pub mod limit;
 pub mod location;
 pub mod retry;
 pub mod s3;
@@ -79,4 +83,9 @@ pub trait Source: Send + Sync + fmt::Debug {
 
     /// Opens a range of an object. Fails when the object is not this very version; the body may fail or be short later.
     async fn get(&self, object: &ObjectVersion, range: ByteRange) -> Result<Body, SourceError>;
+
+    /// What messages call an object.
+    fn describe(&self, object: &ObjectVersion) -> String {
+        format!("{object:?}")
+    }
 }

@@ -1,21 +1,27 @@
-//! A source in use: one mount's source with its health and its byte counter. What goes over the line goes through here.
+//! A source in use: one mount's source with its health, its counters, its limit of requests at once, and its second requests for slow ones.
+//! What goes over the line goes through here. A read that waits to try again holds nothing that another one could use.
 
+use std::future::Future;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use forebay_catalog::CatalogSource;
 use forebay_protocol::config::{MountConfig, SourceConfig};
 use forebay_protocol::node;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use parking_lot::Mutex;
+use tokio::time::{Instant, sleep_until};
 
+use super::attempt::{self, Progress};
 use super::file::FileSource;
+use super::hedge::{Hedger, Verdict};
+use super::limit::{Limiter, Turn};
 use super::location::Location;
 use super::retry::{self, Patience};
 use super::s3::S3Source;
 use super::{Body, Listing, ObjectVersion, Source, SourceError};
-use crate::metrics::Counter;
+use crate::metrics::{Counter, Metrics};
 use crate::problem::Problem;
 use crate::units::ByteRange;
 
@@ -27,6 +33,8 @@ pub struct SourceSlot {
     catalog_source: CatalogSource,
     source: Arc<dyn Source>,
     counters: SourceCounters,
+    limiter: Arc<Limiter>,
+    hedger: Mutex<Hedger>,
     health: Mutex<Health>,
 }
 
@@ -37,6 +45,31 @@ pub struct SourceCounters {
     pub source: Counter,
     /// For the dataset's status.
     pub dataset: Arc<crate::counters::ReadCounters>,
+    /// Answers that did not match the source's own checksum.
+    pub damaged: Counter,
+    /// Second requests whose answer was used.
+    pub hedges_won: Counter,
+    /// Second requests whose answer was not.
+    pub hedges_lost: Counter,
+}
+
+impl SourceCounters {
+    /// The counters of the source at `url`.
+    pub fn new(metrics: &Metrics, url: &str, dataset: Arc<crate::counters::ReadCounters>) -> Self {
+        Self {
+            source: metrics.source_read_bytes(url, ""),
+            dataset,
+            damaged: metrics.verification_failure_counter(),
+            hedges_won: metrics.hedged_requests(url, true),
+            hedges_lost: metrics.hedged_requests(url, false),
+        }
+    }
+}
+
+/// What to do about a request that may be late.
+enum Late {
+    LookAgain(Duration),
+    Hedge(Turn),
 }
 
 #[derive(Debug)]
@@ -51,9 +84,15 @@ impl SourceSlot {
     pub fn open(mount: &MountConfig, config: &SourceConfig, counters: SourceCounters) -> Result<Self, SourceError> {
         let location = Location::parse(config)?;
         let catalog_source = location.catalog_source(&mount.path);
-        let source: Arc<dyn Source> = match location {
-            Location::S3(s3) => Arc::new(S3Source::new(s3, config.credentials.as_ref())?),
-            Location::File { root } => Arc::new(FileSource::new(root)),
+        let (source, endpoint): (Arc<dyn Source>, String) = match location {
+            Location::S3(s3) => {
+                let endpoint = s3.endpoint.clone();
+                (Arc::new(S3Source::new(s3, config.credentials.as_ref())?), endpoint)
+            }
+            Location::File { root } => {
+                let endpoint = root.display().to_string();
+                (Arc::new(FileSource::new(root)), endpoint)
+            }
         };
         let health = Health { state: node::SourceState::Unknown, problem: None, since: SystemTime::now() };
         Ok(Self {
@@ -62,6 +101,8 @@ impl SourceSlot {
             catalog_source,
             source,
             counters,
+            limiter: Limiter::of(&endpoint),
+            hedger: Mutex::default(),
             health: Mutex::new(health),
         })
     }
@@ -83,10 +124,97 @@ impl SourceSlot {
         object: &ObjectVersion,
         range: ByteRange,
     ) -> Result<Bytes, SourceError> {
-        let counted = Counted { source: self.source.as_ref(), counters: &self.counters };
-        let result = retry::read_range(&counted, patience, object, range).await;
+        let (bytes, ()) = self.read_holding(patience, object, range, || async { Some(()) }).await?;
+        Ok(bytes)
+    }
+
+    /// The same. `hold` gives what must be held while the bytes are in memory, such as a share of it; it is asked for each time an answer
+    /// begins, and let go when that try fails. None: the node is stopping.
+    pub async fn read_holding<H, F>(
+        &self,
+        patience: Patience,
+        object: &ObjectVersion,
+        range: ByteRange,
+        hold: impl Fn() -> F,
+    ) -> Result<(Bytes, H), SourceError>
+    where
+        F: Future<Output = Option<H>>,
+    {
+        let result = retry::with_retries(patience, || async {
+            let result = self.read_hedged(object, range, &hold).await;
+            match &result {
+                Ok(_) => self.limiter.succeeded(),
+                Err(error) if error.is_overload() => self.limiter.overloaded(),
+                Err(error) if error.is_damage() => self.counters.damaged.add(1),
+                Err(_) => {}
+            }
+            result
+        });
+        let result = result.await;
         self.observe(result.as_ref().err());
         result
+    }
+
+    /// One try: a request, and when it is late a second one. The first whole answer wins, the other is dropped.
+    async fn read_hedged<H, F>(
+        &self,
+        object: &ObjectVersion,
+        range: ByteRange,
+        hold: &impl Fn() -> F,
+    ) -> Result<(Bytes, H), SourceError>
+    where
+        F: Future<Output = Option<H>>,
+    {
+        let counted = Counted { source: self.source.as_ref(), counters: &self.counters };
+        let turn = self.limiter.turn().await;
+        let (began, progress) = (Instant::now(), Progress::default());
+        let mut look_at = began + self.hedger.lock().begin(range.length);
+        let first = async {
+            let _turn = turn;
+            attempt::read(&counted, object, range, &progress, hold).await
+        };
+        tokio::pin!(first);
+        let result = loop {
+            tokio::select! {
+                biased;
+                result = &mut first => break result,
+                () = sleep_until(look_at) => {}
+            }
+            let turn = match self.look(range.length, began.elapsed(), progress.received()) {
+                Late::LookAgain(age) => {
+                    look_at = began + age;
+                    continue;
+                }
+                Late::Hedge(turn) => turn,
+            };
+            let second = async {
+                let _turn = turn;
+                // Only what is free right now: nobody else waits longer because of a second request.
+                let hold = || async { hold().now_or_never().flatten() };
+                attempt::read(&counted, object, range, &Progress::default(), hold).await
+            };
+            tokio::pin!(second);
+            let (result, won) = first_good(first, second).await;
+            let counters = &self.counters;
+            if won { &counters.hedges_won } else { &counters.hedges_lost }.add(1);
+            break result;
+        };
+        if result.is_ok() {
+            self.hedger.lock().end(range.length, began.elapsed());
+        }
+        result
+    }
+
+    /// Whether a request that is so old and has brought so much gets a second one beside it.
+    fn look(&self, length: u64, age: Duration, received: u64) -> Late {
+        let mut hedger = self.hedger.lock();
+        match hedger.look(length, age, received) {
+            Verdict::LookAgain(age) => Late::LookAgain(age),
+            Verdict::Hedge => match self.limiter.try_turn() {
+                Some(turn) if hedger.spend(length) => Late::Hedge(turn),
+                _ => Late::LookAgain(age * 2),
+            },
+        }
     }
 
     /// Takes note of how a request went.
@@ -122,6 +250,27 @@ impl SourceSlot {
     }
 }
 
+/// The first success, else the failure of `first`; and whether it is that of `second`.
+async fn first_good<T>(
+    mut first: impl Future<Output = Result<T, SourceError>> + Unpin,
+    mut second: impl Future<Output = Result<T, SourceError>> + Unpin,
+) -> (Result<T, SourceError>, bool) {
+    tokio::select! {
+        biased;
+        result = &mut first => match result {
+            Ok(value) => (Ok(value), false),
+            Err(error) => match second.await {
+                Ok(value) => (Ok(value), true),
+                Err(_) => (Err(error), false),
+            },
+        },
+        result = &mut second => match result {
+            Ok(value) => (Ok(value), true),
+            Err(_) => (first.await, false),
+        },
+    }
+}
+
 /// Counts what a source sends, also what is thrown away afterwards: it has crossed the line.
 #[derive(Debug)]
 struct Counted<'a> {
@@ -147,5 +296,9 @@ impl Source for Counted<'_> {
                 }
             })
             .boxed())
+    }
+
+    fn describe(&self, object: &ObjectVersion) -> String {
+        self.source.describe(object)
     }
 }

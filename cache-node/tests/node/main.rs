@@ -4,11 +4,13 @@
 
 mod cluster;
 mod common;
+mod faults;
 mod faults_disk;
 mod lifecycle;
 mod local;
 mod peer;
 mod problems;
+mod small_files;
 mod sources;
 mod speed;
 mod tls;

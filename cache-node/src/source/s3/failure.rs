@@ -1,7 +1,7 @@
 //! What a failed request means: S3's error answers and the HTTP client's errors, sorted into reasons with messages that say what to do.
 
 use std::error::Error;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::StreamExt;
 use http::{HeaderMap, StatusCode, header};
@@ -34,6 +34,12 @@ pub(super) enum Target {
 /// No answer came.
 pub(super) fn unanswered(what: &str, error: &reqwest::Error) -> SourceError {
     let cause = chain(error);
+    if let Some(advice) = tls_advice(error) {
+        return SourceError::permanent(
+            Reason::EndpointUnreachable,
+            format!("{what}: no secure connection to the endpoint ({cause}); {advice}"),
+        );
+    }
     if error.is_connect() || error.is_timeout() {
         return SourceError::transient(
             Reason::EndpointUnreachable,
@@ -45,12 +51,59 @@ pub(super) fn unanswered(what: &str, error: &reqwest::Error) -> SourceError {
     if error.is_builder() {
         return SourceError::permanent(Reason::InvalidSource, format!("{what}: {cause}"));
     }
-    SourceError::transient(Reason::SourceError, format!("{what}: {cause}"))
+    SourceError::transient(
+        Reason::SourceError,
+        format!(
+            "{what}: no usable answer ({cause}); it is asked again. If this goes on, check that the endpoint is that of an S3 server"
+        ),
+    )
+}
+
+/// What to do about an endpoint that can't show who it is, or speaks no TLS. Asking again does not mend that.
+fn tls_advice(error: &reqwest::Error) -> Option<&'static str> {
+    use rustls::{CertificateError, Error as Tls};
+    let tls = tls_error(error)?;
+    Some(match tls {
+        Tls::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
+            "its certificate has expired: renew it"
+        }
+        Tls::InvalidCertificate(CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. }) => {
+            "its certificate is not valid yet: check the clocks"
+        }
+        Tls::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => "its certificate is for another host: correct the source's endpoint or the certificate",
+        Tls::InvalidCertificate(_) => {
+            "its certificate is signed by nobody whom this node trusts: install its issuer's certificate on the cache nodes"
+        }
+        Tls::InvalidMessage(_) => "it does not speak TLS: write http:// in the source's endpoint, or its TLS port",
+        // An alert, a lost connection: may pass.
+        _ => return None,
+    })
+}
+
+/// The TLS error that a failed request was caused by. It hides in I/O errors, whose own `source` skips what they wrap.
+fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        if let Some(tls) = cause.downcast_ref() {
+            return Some(tls);
+        }
+        let wrapped = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        next = wrapped.map(|wrapped| wrapped as &(dyn Error + 'static)).or_else(|| cause.source());
+    }
+    None
 }
 
 /// An answer broke off.
 pub(super) fn broken_off(what: &str, error: &reqwest::Error) -> SourceError {
-    SourceError::transient(Reason::SourceError, format!("{what}: the answer broke off: {}", chain(error)))
+    SourceError::transient(
+        Reason::SourceError,
+        format!(
+            "{what}: the answer broke off ({}); it is asked again. If this goes on, check the source and the network to it",
+            chain(error)
+        ),
+    )
 }
 
 /// The answer is an error.
@@ -133,8 +186,11 @@ fn classify(
             Reason::ObjectNotFound,
             format!("{what}: the object is gone ({said}); delete the Dataset and create it anew to see what is there now"),
         ),
-        (StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT, _) | (_, "SlowDown" | "RequestTimeout") => {
-            SourceError::transient(Reason::SourceError, format!("{what}: the source is overloaded ({said}); it is asked again"))
+        (StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE, _) | (_, "SlowDown") => SourceError::overload(
+            format!("{what}: the source is overloaded ({said}); it is asked again, with fewer requests at once"),
+        ),
+        (StatusCode::REQUEST_TIMEOUT, _) | (_, "RequestTimeout") => {
+            SourceError::transient(Reason::SourceError, format!("{what}: the source lost the request ({said}); it is asked again"))
         }
         (status, _) if status.is_server_error() => {
             SourceError::transient(Reason::SourceError, format!("{what}: the source fails ({said}); it is asked again"))
@@ -168,10 +224,17 @@ pub(super) fn classify_bytes(location: &S3Location, status: StatusCode, body: &[
     classify("fuzzing", Target::Object, location, status, &parse_answer(body), None)
 }
 
-/// `Retry-After` in seconds; its other form, a date, is not used by object stores.
+/// `Retry-After`: seconds, or a date, which is compared with the answer's own so that no clock here matters.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+    let date = |text: &str| httpdate::parse_http_date(text).ok();
+    let after = text(header::RETRY_AFTER)?;
+    if let Ok(seconds) = after.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let now = text(header::DATE).and_then(date).unwrap_or_else(SystemTime::now);
+    // The answer's date is that of a moment ago, cut to a second.
+    date(after)?.duration_since(now).ok().map(|wait| wait + Duration::from_secs(1))
 }
 
 /// An error with its causes, without the URL, which the caller has named.
@@ -222,6 +285,34 @@ mod tests {
         assert_eq!(reason(500, "InternalError"), (Reason::SourceError, true));
         assert_eq!(reason(301, "PermanentRedirect"), (Reason::InvalidSource, false));
         assert_eq!(reason(400, "Whatever"), (Reason::SourceError, false));
+    }
+
+    #[test]
+    fn the_time_to_stay_away_is_read_in_both_forms() {
+        let read = |retry_after: &'static str, date: Option<&'static str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, retry_after.parse().unwrap());
+            headers.extend(date.map(|date| (header::DATE, date.parse().unwrap())));
+            super::retry_after(&headers).map(|wait| wait.as_secs())
+        };
+        assert_eq!(read("7", None), Some(7));
+        let date = Some("Sun, 06 Nov 1994 08:49:30 GMT");
+        assert_eq!(read("Sun, 06 Nov 1994 08:49:37 GMT", date), Some(8));
+        assert_eq!(read("Sun, 06 Nov 1994 08:49:07 GMT", date), None, "over already");
+        assert_eq!(read("Sun, 06 Nov 1994 08:49:37 GMT", None), None);
+        assert!(read("Tue, 06 Nov 2170 08:49:37 GMT", None).is_some_and(|wait| wait > 1 << 30));
+        assert_eq!(read("soon", date), None);
+    }
+
+    #[test]
+    fn overload_is_told_from_failure() {
+        let overload = |status: u16, code: &str| {
+            let answer = ErrorAnswer { code: code.to_owned(), message: String::new() };
+            let status = StatusCode::from_u16(status).unwrap();
+            classify("x", Target::Object, &S3Location::example(), status, &answer, None).is_overload()
+        };
+        assert!(overload(503, "") && overload(429, "TooManyRequests") && overload(500, "SlowDown"));
+        assert!(!overload(500, "InternalError") && !overload(408, "") && !overload(404, "NoSuchKey"));
     }
 
     #[test]

@@ -17,14 +17,17 @@ use reqwest::Response;
 
 use failure::Target;
 
+use super::checksum::{self, Checksum};
 use super::location::S3Location;
 use super::{Body, Listing, ObjectVersion, Source, SourceError, retry};
 use crate::problem::Reason;
 use crate::units::ByteRange;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Longest silence within a response.
+/// Longest silence while a listing is awaited; reads have shorter limits of their own, see [`super::attempt`].
 const READ_TIMEOUT: Duration = Duration::from_secs(20);
+/// S3 ends idle connections after some 20 s; a request on one that is just being ended fails.
+const IDLE: Duration = Duration::from_secs(15);
 
 /// What SigV4 leaves as it is, see "UriEncode()" in Amazon's description of the canonical request.
 const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -135,13 +138,26 @@ impl Source for S3Source {
         let quoted = format!("\"{}\"", object.etag);
         headers.insert(header::IF_MATCH, quoted.parse().map_err(|_| unusable("its ETag can't be sent"))?);
         let whole = range.offset == 0 && range.length == object.size;
-        if !whole {
+        if whole {
+            let (name, value) = checksum::MODE;
+            headers.insert(name, header::HeaderValue::from_static(value));
+        } else {
             let value = format!("bytes={}-{}", range.offset, range.end().saturating_sub(1));
             headers.insert(header::RANGE, value.parse().map_err(|_| unusable("its range can't be sent"))?);
         }
         let response = self.send(&what, Target::Object, &self.url_of(&object.key), headers).await?;
         check_answer(&what, object, range, whole, &response)?;
-        Ok(response.bytes_stream().map_err(move |error| failure::broken_off(&what, &error)).boxed())
+        let checksum = Checksum::of_answer(response.headers()).filter(|_| whole);
+        let named = what.clone();
+        let body = response.bytes_stream().map_err(move |error| failure::broken_off(&what, &error)).boxed();
+        Ok(match checksum {
+            Some(checksum) => checksum.verify(named, body),
+            None => body,
+        })
+    }
+
+    fn describe(&self, object: &ObjectVersion) -> String {
+        self.name_of(&object.key)
     }
 }
 
@@ -156,6 +172,12 @@ fn client(endpoint: &str) -> Result<reqwest::Client, reqwest::Error> {
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT)
+            .pool_idle_timeout(IDLE)
+            // Lengths, ranges and checksums are of the bytes as they are stored.
+            .no_gzip()
+            .no_brotli()
+            .no_zstd()
+            .no_deflate()
             .tcp_nodelay(true)
     };
     if endpoint.starts_with("http://") {
@@ -198,12 +220,27 @@ fn check_answer(
             format!("{what}: the source answers {status} to a request for {range}; it must support ranges"),
         ));
     }
-    let total =
-        text(header::CONTENT_RANGE).and_then(|value| value.rsplit('/').next()).and_then(|n| n.parse::<u64>().ok());
-    if let Some(total) = total
-        && total != object.size
-    {
-        return changed(format!("the object's size has changed from {} to {total}", object.size));
+    if response.status() == StatusCode::PARTIAL_CONTENT {
+        let said = text(header::CONTENT_RANGE).unwrap_or_default();
+        let Some((first, last, total)) = content_range(said) else {
+            return Err(SourceError::transient(
+                Reason::SourceError,
+                format!("{what}: the source does not say which bytes it sends ({said:?}); it is asked again"),
+            ));
+        };
+        if total.is_some_and(|total| total != object.size) {
+            return changed(format!(
+                "the object's size has changed from {} to {}",
+                object.size,
+                total.unwrap_or_default()
+            ));
+        }
+        if (first, last.saturating_add(1)) != (range.offset, range.end()) {
+            return Err(SourceError::transient(
+                Reason::SourceError,
+                format!("{what}: the source offers bytes {first}..{} for {range}; it is asked again", last + 1),
+            ));
+        }
     }
     if let Some(length) = response.content_length()
         && length != range.length
@@ -217,6 +254,14 @@ fn check_answer(
         ));
     }
     Ok(())
+}
+
+/// First byte, last byte and, unless it is `*`, the whole length.
+fn content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
+    let (range, total) = text.trim().strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let total = if total == "*" { None } else { Some(total.parse().ok()?) };
+    Some((first.parse().ok()?, last.parse::<u64>().ok().filter(|last| *last < u64::MAX)?, total))
 }
 
 /// An ETag without its quotes, as catalogs keep it.

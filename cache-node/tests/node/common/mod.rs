@@ -3,6 +3,7 @@
 #![allow(dead_code, missing_docs)]
 
 pub mod asker;
+pub mod faults;
 pub mod gateway;
 pub mod process;
 pub mod proxy;

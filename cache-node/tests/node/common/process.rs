@@ -18,11 +18,20 @@ pub struct NodeProcess {
     pub config: RuntimeConfig,
     folder: TempDir,
     process: Option<Child>,
+    environment: Vec<(&'static str, PathBuf)>,
 }
 
 impl NodeProcess {
     /// Starts a node with the config that `make` gives for its folder, and waits until it is ready.
     pub async fn start(make: impl FnOnce(&Path) -> RuntimeConfig) -> Self {
+        Self::start_with(Vec::new(), make).await
+    }
+
+    /// The same, with more in its environment.
+    pub async fn start_with(
+        environment: Vec<(&'static str, PathBuf)>,
+        make: impl FnOnce(&Path) -> RuntimeConfig,
+    ) -> Self {
         let folder = scratch();
         let mut config = make(folder.path());
         if config.node.metrics.is_some_and(|metrics| metrics.port() == 0) {
@@ -31,7 +40,7 @@ impl NodeProcess {
                 std::net::IpAddr::V6(_) => panic!("tests use IPv4"),
             }));
         }
-        let mut node = Self { config, folder, process: None };
+        let mut node = Self { config, folder, process: None, environment };
         node.restart().await;
         node
     }
@@ -59,6 +68,7 @@ impl NodeProcess {
             .arg("--config")
             .arg(self.config_path())
             .stderr(log)
+            .envs(self.environment.iter().cloned())
             .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()))
             .spawn()
             .unwrap();
