@@ -30,6 +30,9 @@ pub const SMALL: u64 = 1 << 20;
 /// Files that are loaded at once, of all datasets.
 const IN_FLIGHT: usize = 64;
 
+/// Files that are passed over in one go because they are here; then it is somebody else's turn.
+const LOOKS: usize = 4096;
+
 /// Requests that wait to be looked at; more are not seen.
 const UNSEEN: usize = 1024;
 
@@ -42,7 +45,9 @@ const CURIOUS: usize = 3;
 /// ... and how long that is kept without a reader.
 const KEPT: Duration = Duration::from_secs(120);
 
-/// After a failure, or without room, nothing is loaded for so long.
+/// So many failures in a row are the source's, not one bad file's.
+const FAILURES: usize = 8;
+/// After them, or without room, nothing is loaded for so long.
 const REST: Duration = Duration::from_secs(10);
 
 /// Watches readers of small files.
@@ -109,6 +114,7 @@ struct Watched {
     files: Files,
     readers: Readers,
     last_request: Instant,
+    failures: usize,
     resting_until: Option<Instant>,
 }
 
@@ -120,7 +126,7 @@ enum Files {
 }
 
 enum Done {
-    Sorted(String, Arc<Dataset>, SmallFiles),
+    Sorted(String, Arc<Dataset>, Option<SmallFiles>),
     Loaded(String, Outcome),
 }
 
@@ -162,6 +168,7 @@ impl Loader {
                 files: Files::Missed(0, now),
                 readers: Readers::default(),
                 last_request: now,
+                failures: 0,
                 resting_until: None,
             };
             self.watched.insert(uid.to_owned(), watched);
@@ -193,13 +200,9 @@ impl Loader {
                     let sort = move || SmallFiles::new(catalog, SMALL, |id| members.owns(id, StripeIndex(0)));
                     let sorting = tokio::task::spawn_blocking(sort);
                     self.work.push(Box::pin(async move {
-                        match sorting.await {
-                            Ok(files) => Done::Sorted(uid, dataset, files),
-                            Err(error) => {
-                                tracing::error!(%error, "sorting the small files of a dataset failed");
-                                Done::Loaded(uid, Outcome::Failed)
-                            }
-                        }
+                        let sorted = sorting.await;
+                        let failed = |error| tracing::error!(%error, "sorting the small files of a dataset failed");
+                        Done::Sorted(uid, dataset, sorted.map_err(failed).ok())
                     }));
                 }
             }
@@ -210,20 +213,18 @@ impl Loader {
         match done {
             Done::Sorted(uid, dataset, files) => {
                 if let Some(watched) = self.watched.get_mut(&uid).filter(|w| Arc::ptr_eq(&w.dataset, &dataset)) {
-                    watched.files = Files::Sorted(files);
+                    watched.files = files.map_or_else(|| Files::Missed(0, Instant::now()), Files::Sorted);
                 }
             }
             Done::Loaded(uid, outcome) => {
                 self.loading = self.loading.saturating_sub(1);
-                if outcome != Outcome::Loaded
-                    && let Some(watched) = self.watched.get_mut(&uid)
-                {
-                    tracing::debug!(
-                        dataset = watched.dataset.config.full_name(),
-                        ?outcome,
-                        "no small files are loaded ahead for now"
-                    );
+                let Some(watched) = self.watched.get_mut(&uid) else { return };
+                watched.failures = if outcome == Outcome::Failed { watched.failures + 1 } else { 0 };
+                if outcome == Outcome::NoRoom || watched.failures >= FAILURES {
+                    let dataset = watched.dataset.config.full_name();
+                    tracing::debug!(dataset, ?outcome, "no small files are loaded ahead for now");
                     watched.readers.stop();
+                    watched.failures = 0;
                     watched.resting_until = Some(Instant::now() + REST);
                 }
             }
@@ -242,17 +243,18 @@ impl Loader {
 
     /// Begins loads while there are turns, of one dataset after the other.
     fn load_more(&mut self) {
-        let mut idle = 0;
-        while self.loading < IN_FLIGHT && idle == 0 {
-            idle = 1;
+        let (mut more, mut looks) = (true, LOOKS);
+        while self.loading < IN_FLIGHT && std::mem::take(&mut more) {
             for (uid, watched) in &mut self.watched {
                 let Files::Sorted(files) = &watched.files else { continue };
                 while self.loading < IN_FLIGHT
+                    && looks > 0
                     && let Some(at) = watched.readers.next()
                 {
                     let Some(record) = files.get(at) else { continue };
                     if self.store.has(&record.id, ChunkIndex(0)) {
                         watched.readers.was_here();
+                        looks -= 1;
                         continue;
                     }
                     let object = watched.dataset.object_of(&record);
@@ -262,7 +264,7 @@ impl Loader {
                     self.work.push(Box::pin(async move {
                         Done::Loaded(uid, load(&fetcher, &store, &dataset, &object).await)
                     }));
-                    idle = 0;
+                    more = true;
                     break;
                 }
             }
