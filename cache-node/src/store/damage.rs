@@ -23,6 +23,16 @@ pub(super) enum Stuck {
     Published,
 }
 
+/// What came of dropping a chunk.
+enum Dropped {
+    /// It is absent now.
+    Chunk,
+    /// Somebody else has found out first.
+    Already,
+    /// The object is better dropped as a whole: it is this chunk only, or can't be told apart.
+    NotWorthIt,
+}
+
 impl Store {
     /// Looks whether a disk that took no writes takes them again.
     pub async fn probe(self: &Arc<Self>) {
@@ -72,51 +82,58 @@ impl Store {
         let kind = error.as_ref().map_or(Some(DiskFaultKind::ChunkDamaged), fault::classify);
         let kind = kind.unwrap_or(DiskFaultKind::IoError);
         let cause = error.map_or_else(|| "its checksum is wrong".to_owned(), |error| error.to_string());
-        self.faults.report(kind, &format!("chunk {} of the cached object {id}: {cause}", chunk.0));
-        (self.failures)();
-        // Before it is absent: who finds it absent is to know why.
-        self.faults.lost(*id, chunk, kind);
-        // A file that is gone or too short is lost as a whole, and for one chunk nothing is worth keeping.
-        if kind == DiskFaultKind::FileMissing || !self.drop_chunk(id, chunk, generation) {
-            self.lose_object(id, generation, kind);
+        // A file that is gone or too short is lost as a whole.
+        let dropped = match kind {
+            DiskFaultKind::FileMissing => Dropped::NotWorthIt,
+            _ => self.drop_chunk(id, chunk, generation, kind),
+        };
+        let found = match dropped {
+            Dropped::Chunk => true,
+            Dropped::Already => false,
+            Dropped::NotWorthIt => self.lose_object(id, generation, kind),
+        };
+        // Several may read the same bad bytes at once: it is one fault.
+        if found {
+            self.faults.report(kind, &format!("chunk {} of the cached object {id}: {cause}", chunk.0));
+            (self.failures)();
         }
     }
 
     /// An object's file is gone, or shorter than it should be.
     pub(super) fn lose_file(&self, id: &ObjectId, generation: u64, is_there: bool) {
         let cause = if is_there { "is shorter than it should be" } else { "is missing" };
-        self.faults.report(DiskFaultKind::FileMissing, &format!("the file of the cached object {id} {cause}"));
-        (self.failures)();
-        self.lose_object(id, generation, DiskFaultKind::FileMissing);
+        if self.lose_object(id, generation, DiskFaultKind::FileMissing) {
+            self.faults.report(DiskFaultKind::FileMissing, &format!("the file of the cached object {id} {cause}"));
+            (self.failures)();
+        }
     }
 
-    /// The whole object is lost, with what it held still to be brought again.
-    pub(super) fn lose_object(&self, id: &ObjectId, generation: u64, kind: DiskFaultKind) {
+    /// The whole object is lost, with what it held still to be brought again; false when somebody else has found out first.
+    fn lose_object(&self, id: &ObjectId, generation: u64, kind: DiskFaultKind) -> bool {
         let held = {
             let shard = self.slots.lock(id);
-            let Some(slot) = shard.get(id).filter(|slot| slot.generation == generation) else { return };
+            let Some(slot) = shard.get(id).filter(|slot| slot.generation == generation) else { return false };
             let chunks = (0..chunk_count(slot.size)).map(ChunkIndex);
             chunks.filter(|chunk| slot.has(*chunk)).collect::<Vec<_>>()
         };
         for chunk in held {
             self.faults.lost(*id, chunk, kind);
         }
-        self.forget(id);
+        self.forget(id)
     }
 
-    /// Makes one chunk absent; false when the object is better dropped.
-    fn drop_chunk(&self, id: &ObjectId, chunk: ChunkIndex, generation: u64) -> bool {
+    /// Makes one chunk absent.
+    fn drop_chunk(&self, id: &ObjectId, chunk: ChunkIndex, generation: u64, kind: DiskFaultKind) -> Dropped {
         let crcs = match self.checksums(id, generation) {
             Ok(crcs) => crcs,
             Err(error) => {
                 tracing::error!(%id, %error, "an object's checksums can't be read; it is fetched again as a whole");
-                return false;
+                return Dropped::NotWorthIt;
             }
         };
         let mut shard = self.slots.lock(id);
         let Some(slot) = shard.get_mut(id).filter(|slot| slot.generation == generation && slot.has(chunk)) else {
-            // Another one has found out first.
-            return true;
+            return Dropped::Already;
         };
         let (before, mut moved) = (slot.presence(), true);
         match (&mut slot.body, crcs) {
@@ -126,7 +143,7 @@ impl Store {
                     left.insert(other);
                 });
                 if left.count() == 0 {
-                    return false;
+                    return Dropped::NotWorthIt;
                 }
                 if let Err(error) = self.backing.unpublish(id) {
                     self.faults.report_write(&StoreError::io(format!("moving the damaged object {id} back"), error));
@@ -135,16 +152,18 @@ impl Store {
                 }
                 slot.body = Body::Partial(Box::new(Partial { written: left.clone(), committed: left, crcs }));
             }
-            (Body::Complete, None) => return false,
+            (Body::Complete, None) => return Dropped::NotWorthIt,
             (Body::Partial(partial), _) => {
                 // Still on its way to the index: its record can't be taken back one by one.
                 if !partial.committed.contains(chunk) || partial.written.count() <= 1 {
-                    return false;
+                    return Dropped::NotWorthIt;
                 }
                 partial.written.remove(chunk);
                 partial.committed.remove(chunk);
             }
         }
+        // Before anybody finds it absent: who does is to know why.
+        self.faults.lost(*id, chunk, kind);
         self.checked.count_loss(id);
         self.usage.sub(slot.dataset, chunk.range(slot.size).length, slot.evicting);
         (self.observer)(&Change { id: *id, size: slot.size, before, after: slot.presence() });
@@ -152,7 +171,7 @@ impl Store {
             // The store may be closing; then the next start finds out.
             let _ = self.send(Op::Lost { id: *id, generation });
         }
-        true
+        Dropped::Chunk
     }
 
     /// The checksums of a complete object; none when it is not complete.

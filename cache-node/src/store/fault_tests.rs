@@ -151,6 +151,22 @@ async fn who_read_damaged_bytes_before_they_were_mended_does_not_lose_the_chunk_
 }
 
 #[tokio::test]
+async fn bad_bytes_that_several_read_at_once_are_one_fault() {
+    let f = Fixture::new().await;
+    let (id, bad) = (object(0).id, ChunkIndex(1));
+    let generation = f.store.expected(&id, bad).unwrap().unwrap().generation;
+    f.store.lose(&id, bad, generation, None);
+    f.store.lose(&id, bad, generation, None);
+    fs::remove_file(f.published(1)).unwrap();
+    let generation = f.store.expected(&object(1).id, bad).unwrap().unwrap().generation;
+    f.store.lose_file(&object(1).id, generation, false);
+    f.store.lose_file(&object(1).id, generation, false);
+    assert_eq!(f.fault(DiskFaultKind::ChunkDamaged), Some((1, true)));
+    assert_eq!(f.fault(DiskFaultKind::FileMissing), Some((1, true)));
+    assert_eq!(f.failures.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
 async fn after_a_crash_a_lost_chunk_is_still_lost_and_the_others_are_here() {
     let mut f = Fixture::new().await;
     f.flip(1, ChunkIndex(0));

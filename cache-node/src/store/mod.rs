@@ -342,16 +342,18 @@ impl Store {
         &self.faults
     }
 
-    /// Drops an object at once, also under leases, which become invalid: for what is lost as a whole.
-    pub fn forget(&self, id: &ObjectId) {
+    /// Drops an object at once, also under leases, which become invalid: for what is lost as a whole. False when it
+    /// was not here.
+    pub fn forget(&self, id: &ObjectId) -> bool {
         let mut shard = self.slots.lock(id);
-        let Some(slot) = shard.remove(id) else { return };
+        let Some(slot) = shard.remove(id) else { return false };
         self.remove_files(id);
         self.checked.remove(id);
         self.usage.sub(slot.dataset, slot.bytes(), slot.evicting);
         (self.observer)(&Change { id: *id, size: slot.size, before: slot.presence(), after: Presence::Absent });
         // Under the lock, so that whatever is written later is committed later. The store may be closing; then the next start finds out.
         let _ = self.send(Op::Forgotten { id: *id });
+        true
     }
 
     fn send(&self, op: Op) -> Result<(), StoreError> {
