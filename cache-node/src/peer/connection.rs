@@ -220,11 +220,8 @@ impl Asked<'_> {
 
     /// What an item names; the ids are looked up, and nothing else is read because of them.
     fn find(&self, dataset_uid: &str, item: &Item, slot: OwnedSemaphorePermit) -> Result<Wanted, Box<Job>> {
-        let refusal = |status, message: &dyn std::fmt::Display, slot| Job::Told {
-            number: item.number,
-            status,
-            message: message.to_string(),
-            slot,
+        let refusal = |status, message: &dyn std::fmt::Display, slot| {
+            Box::new(Job::Told { number: item.number, status, message: message.to_string(), slot })
         };
         let Some(engine) = self.shared.engine() else {
             return Err(refusal(Status::Closed, &"the node's cache is closed", slot));
