@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
-use forebay_cache_node::fetch::peers::link::{Dial, Link};
+use forebay_cache_node::fetch::peers::link::{Dial, Link, LinkError};
 use forebay_cache_node::fetch::peers::{PeerAnswer, Peers, Reach};
 use forebay_cache_node::memory::Shares;
 use forebay_cache_node::node::{Node, NodeOptions};
@@ -235,15 +235,24 @@ async fn run_fetch(fetch: Fetch) {
         let dial = || Dial { address: fetch.address, tls: tls.clone(), buffers: buffers.clone(), read_ahead: 4096 };
         let uid: Arc<str> = Arc::from(UID);
         join_all((0..fetch.concurrent).map(|worker| {
-            let (link, uid, shares, bytes, count) = (Link::open(dial()), &uid, &shares, &bytes, &count);
+            let (uid, shares, bytes, count, dial) = (&uid, &shares, &bytes, &count, &dial);
             async move {
+                let mut link = Link::open(dial());
                 let mut chunk = worker as u32;
                 while Instant::now() < until {
                     // As a node does: no request without memory for its answer. Here the least, so that all streams are busy.
                     let _memory = shares.from_peers.reserve(4096).await;
                     let item =
                         Item { number: 0, object: *large.id.as_bytes(), chunk: chunk % chunks, reach: Reach::Cache };
-                    let answer = link.ask(Arc::clone(uid), item, CHUNK_BYTES as u32).await.unwrap();
+                    let answer = match link.ask(Arc::clone(uid), item, CHUNK_BYTES as u32).await {
+                        Ok(answer) => answer,
+                        // A thousand at once are more than a second's work for a busy machine.
+                        Err(LinkError::Connect(_)) => {
+                            link = Link::open(dial());
+                            continue;
+                        }
+                        Err(error) => panic!("{error}"),
+                    };
                     assert!(answer.status == Status::Chunk && answer.sound);
                     bytes.fetch_add(answer.bytes.len() as u64, Ordering::Relaxed);
                     count.fetch_add(1, Ordering::Relaxed);
