@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use forebay_catalog::ObjectId;
 use forebay_protocol::layout::CacheLayout;
@@ -18,6 +19,8 @@ const FEW_FILES: usize = 4;
 pub struct Backing {
     objects: PathBuf,
     partial: PathBuf,
+    /// The folder of objects, by which the file system is synced.
+    root: Arc<File>,
 }
 
 /// A file that was opened for reading, and where it was found.
@@ -32,13 +35,13 @@ pub struct Found {
 impl Backing {
     /// Makes the folders and their 256 subfolders, so that no later write has to.
     pub fn create(layout: &CacheLayout) -> io::Result<Self> {
-        let this = Self { objects: layout.objects(), partial: layout.partial() };
-        for folder in [&this.objects, &this.partial] {
+        let (objects, partial) = (layout.objects(), layout.partial());
+        for folder in [&objects, &partial] {
             for byte in 0..=255_u8 {
                 fs::DirBuilder::new().recursive(true).mode(0o700).create(folder.join(format!("{byte:02x}")))?;
             }
         }
-        Ok(this)
+        Ok(Self { root: Arc::new(File::open(&objects)?), objects, partial })
     }
 
     fn object_path(&self, id: &ObjectId) -> PathBuf {
@@ -62,6 +65,25 @@ impl Backing {
             file.set_len(size)?;
         }
         Ok(file)
+    }
+
+    /// Writes all of an object into its partial file, which need not be there. Who has it open sees the bytes.
+    pub fn write_whole(&self, id: &ObjectId, bytes: &[u8]) -> io::Result<()> {
+        // Never truncated: a reader may have mapped it.
+        let file =
+            OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(self.partial_path(id))?;
+        file.write_all_at(bytes, 0)
+    }
+
+    /// Brings everything that was written to the disk, also what is closed.
+    pub fn sync_all(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(&self.root)?)
+    }
+
+    /// The two folders.
+    #[cfg(test)]
+    pub fn folders(&self) -> [&Path; 2] {
+        [&self.objects, &self.partial]
     }
 
     /// Opens an object's file for reading, wherever it is; none when it is nowhere.

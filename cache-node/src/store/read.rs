@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::slot::Body;
 use super::{ObjectRef, Store, StoreError, backing, blocking};
 use crate::units::ChunkIndex;
 
@@ -20,22 +19,19 @@ impl Store {
         blocking(move || this.read_chunk_now(&object, chunk)).await
     }
 
-    fn read_chunk_now(&self, object: &ObjectRef, chunk: ChunkIndex) -> Result<Option<(Bytes, u32)>, StoreError> {
+    pub(super) fn read_chunk_now(
+        &self,
+        object: &ObjectRef,
+        chunk: ChunkIndex,
+    ) -> Result<Option<(Bytes, u32)>, StoreError> {
         let id = object.id;
         let crc = {
             let mut shard = self.slots.lock(&id);
-            let Some(slot) = shard.get_mut(&id).filter(|slot| !slot.evicting && slot.has(chunk)) else {
+            if !shard.has(&id, chunk) {
                 return Ok(None);
-            };
-            slot.visited = true;
-            match &slot.body {
-                Body::Complete => None,
-                Body::Partial(partial) => partial.crcs.get(chunk.0 as usize).copied(),
             }
-        };
-        let crc = match crc {
-            Some(crc) => Some(crc),
-            None => self.index.crc(&id, chunk)?,
+            shard.touch(&id);
+            shard.crc(&id, chunk)
         };
         let range = chunk.range(object.size);
         let bytes = match self.backing.open(&id) {
