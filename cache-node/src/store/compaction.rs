@@ -4,11 +4,11 @@
 use std::io;
 use std::sync::Arc;
 
-use super::Store;
 #[cfg(test)]
 use super::crash::CrashPoint;
 use super::index::snapshot::Writer;
 use super::record;
+use super::{Store, StoreError, blocking};
 
 impl Store {
     /// Begins if it is time. Called by the committer between two groups: everything that the index was told is in the slots then, and
@@ -25,6 +25,25 @@ impl Store {
             Ok(thread) => *self.compactor.lock() = Some(thread),
             Err(error) => tracing::warn!(%error, "the index can't be written anew"),
         }
+    }
+
+    /// Writes the index anew now, due or not, and waits until it is done.
+    #[doc(hidden)]
+    pub async fn compact(self: &Arc<Self>) -> Result<(), StoreError> {
+        self.index.make_due();
+        // It begins after a group is through; the second group is through after that.
+        self.flush().await?;
+        self.flush().await?;
+        let thread = self.compactor.lock().take();
+        blocking(move || {
+            if let Some(thread) = thread
+                && thread.join().is_err()
+            {
+                return Err(StoreError::io("writing the index anew", io::Error::other("its thread panicked")));
+            }
+            Ok(())
+        })
+        .await
     }
 
     fn fill_snapshot(&self, writer: &mut Writer) -> io::Result<()> {

@@ -366,8 +366,7 @@ async fn a_damaged_snapshot_costs_only_what_was_in_the_damaged_part() {
         fill_index(&layout, objects.iter().copied()).unwrap();
         let store = open(&layout, &Arc::default());
         run(&store, &[Op::Write { object: 0, chunk: 0 }, Op::Flush], &mut Known::default(), &mut Vec::new()).await;
-        // Not stopped by closing.
-        store.compactor.lock().take().unwrap().join().unwrap();
+        store.compact().await.unwrap();
         store.close().await;
         drop(store);
         let snapshot = index_file(&layout, "snapshot-");

@@ -313,6 +313,13 @@ impl Index {
         }
     }
 
+    /// The next snapshot is due now.
+    pub fn make_due(&self) {
+        if let Some(state) = self.state.lock().as_mut() {
+            state.due = 0;
+        }
+    }
+
     /// Makes a snapshot the one that counts, and removes what is superfluous; without one, the begun one is given up.
     pub fn end_snapshot(&self, mut writer: snapshot::Writer, filled: io::Result<()>) {
         // The file reaches the disk before the lock is taken: commits go on meanwhile.
