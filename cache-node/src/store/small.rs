@@ -161,3 +161,97 @@ fn set(results: &mut [Result<(), StoreError>], at: usize, result: Result<(), Sto
         *place = result;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use forebay_protocol::layout::CacheLayout;
+
+    use super::*;
+    use crate::store::DatasetSlot;
+
+    use forebay_catalog::ObjectId;
+
+    const FILES: u32 = 50_000;
+    const BYTES: usize = 4096;
+
+    fn object(n: u32) -> ObjectRef {
+        let size = BYTES as u64;
+        ObjectRef { id: ObjectId::new("small", &n.to_le_bytes(), "e", size), size, dataset: DatasetSlot(0) }
+    }
+
+    /// Files a second, by batches and one by one. By hand, for instance:
+    /// `FOREBAY_SCRATCH=/var/tmp cargo test --release -p forebay-cache-node --lib small -- --ignored --nocapture`
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "prints figures and proves nothing"]
+    async fn files_a_second() {
+        let scratch = std::env::var("FOREBAY_SCRATCH").unwrap_or_else(|_| "/dev/shm".to_owned());
+        let bytes = Bytes::from(vec![7; BYTES]);
+        let crc = crc32c::crc32c(&bytes);
+        // One by one, many at once: what a batch is measured against.
+        for (batch, tasks) in [(1_usize, 256_usize), (64, 8), (256, 8)] {
+            let folder = tempfile::tempdir_in(&scratch).unwrap();
+            let store = Store::open(&CacheLayout::new(folder.path()), 1 << 40, Arc::new(|_| ()), || ()).unwrap();
+            store.dataset("d").unwrap();
+            let files = if batch == 1 { FILES / 5 } else { FILES };
+            let begun = Instant::now();
+            for_each_batch(files, batch, tasks, |range| {
+                let (store, bytes) = (Arc::clone(&store), bytes.clone());
+                async move {
+                    if batch == 1 {
+                        for n in range {
+                            store.write_chunk(&object(n), CHUNK, bytes.clone(), crc).await.unwrap();
+                        }
+                    } else {
+                        let results = store.write_small(range.map(|n| (object(n), bytes.clone(), crc)).collect()).await;
+                        assert!(results.iter().all(Result::is_ok));
+                    }
+                }
+            })
+            .await;
+            store.flush().await.unwrap();
+            let written = begun.elapsed();
+            let begun = Instant::now();
+            for_each_batch(files, batch, tasks, |range| {
+                let store = Arc::clone(&store);
+                async move {
+                    if batch == 1 {
+                        for n in range {
+                            assert!(store.read_chunk(&object(n), CHUNK).await.unwrap().is_some());
+                        }
+                    } else {
+                        let read = store.read_small(range.map(object).collect()).await;
+                        assert!(read.iter().all(Option::is_some));
+                    }
+                }
+            })
+            .await;
+            let read = begun.elapsed();
+            println!(
+                "batch={batch} tasks={tasks} written_per_second={:.0} read_per_second={:.0}",
+                f64::from(files) / written.as_secs_f64(),
+                f64::from(files) / read.as_secs_f64()
+            );
+            store.close().await;
+        }
+    }
+
+    async fn for_each_batch<F: Future<Output = ()> + Send + 'static>(
+        files: u32,
+        batch: usize,
+        tasks: usize,
+        run: impl Fn(std::ops::Range<u32>) -> F,
+    ) {
+        let mut running = tokio::task::JoinSet::new();
+        for first in (0..files).step_by(batch) {
+            if running.len() >= tasks {
+                running.join_next().await.unwrap().unwrap();
+            }
+            running.spawn(run(first..(first + batch as u32).min(files)));
+        }
+        while let Some(done) = running.join_next().await {
+            done.unwrap();
+        }
+    }
+}

@@ -129,7 +129,9 @@ impl Table {
 
     /// Puts an object in; replaces what was there. `crcs` are those of its chunks.
     pub(super) fn insert(&mut self, id: &ObjectId, size: u64, dataset: DatasetSlot, crcs: &[u32], flags: Flags) {
-        self.remove(id);
+        if self.entry(id).is_some() {
+            self.remove(id);
+        }
         let crc = match crcs {
             [] => 0,
             [crc] => *crc,
