@@ -56,8 +56,13 @@ impl CacheLayout {
         self.root.join("node-id")
     }
 
-    /// The index.
+    /// The folder of the index.
     pub fn index(&self) -> PathBuf {
+        self.root.join("index")
+    }
+
+    /// The index of versions before 0.2, which no later one reads.
+    pub fn old_index(&self) -> PathBuf {
         self.root.join("index.redb")
     }
 

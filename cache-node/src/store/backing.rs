@@ -7,6 +7,7 @@ use std::num::NonZeroU64;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use forebay_catalog::ObjectId;
 use forebay_protocol::config::CHUNK_BYTES;
@@ -22,6 +23,8 @@ const FEW_FILES: usize = 4;
 pub struct Backing {
     objects: PathBuf,
     partial: PathBuf,
+    /// The folder of objects, by which the file system is synced.
+    root: Arc<File>,
 }
 
 /// A file that was opened for reading, and where it was found.
@@ -36,12 +39,13 @@ pub struct Found {
 impl Backing {
     /// Makes the folders and their 256 subfolders, so that no later write has to.
     pub fn create(layout: &CacheLayout) -> io::Result<Self> {
-        let this = Self { objects: layout.objects(), partial: layout.partial() };
-        for folder in [&this.objects, &this.partial] {
+        let (objects, partial) = (layout.objects(), layout.partial());
+        for folder in [&objects, &partial] {
             for byte in 0..=255_u8 {
                 fs::DirBuilder::new().recursive(true).mode(0o700).create(folder.join(format!("{byte:02x}")))?;
             }
         }
+        let this = Self { root: Arc::new(File::open(&objects)?), objects, partial };
         // Of a process that was killed while it probed.
         let _ = fs::remove_file(this.probe_path());
         Ok(this)
@@ -79,6 +83,27 @@ impl Backing {
         }
     }
 
+    /// Writes all of an object into its partial file, which need not be there. Who has it open sees the bytes.
+    pub fn write_whole(&self, id: &ObjectId, bytes: &[u8]) -> io::Result<()> {
+        // Never truncated: a reader may have mapped it.
+        let file =
+            OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(self.partial_path(id))?;
+        write_at(&file, bytes, 0)
+    }
+
+    /// Brings everything that was written to the disk, also what is closed.
+    pub fn sync_all(&self) -> io::Result<()> {
+        #[cfg(test)]
+        failing::check(&self.root, failing::Call::Sync)?;
+        Ok(rustix::fs::syncfs(&self.root)?)
+    }
+
+    /// The two folders.
+    #[cfg(test)]
+    pub fn folders(&self) -> [&Path; 2] {
+        [&self.objects, &self.partial]
+    }
+
     /// Opens an object's file for reading, wherever it is; none when it is nowhere.
     pub fn open(&self, id: &ObjectId) -> io::Result<Option<Found>> {
         // Renamed between two tries, it is found by the third.
@@ -101,7 +126,11 @@ impl Backing {
 
     /// Moves a published file back, since a chunk of it is to be written anew. Who has it open keeps it open.
     pub fn unpublish(&self, id: &ObjectId) -> io::Result<()> {
-        fs::rename(self.object_path(id), self.partial_path(id))
+        match fs::rename(self.object_path(id), self.partial_path(id)) {
+            // It was never published: a crash came before.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.partial_path(id).exists() => Ok(()),
+            moved => moved,
+        }
     }
 
     /// Removes a partial file that was made beside a complete object, by who did not know yet that it was complete.

@@ -7,10 +7,9 @@ use std::sync::Arc;
 
 use forebay_catalog::ObjectId;
 
-use super::bitmap::Bitmap;
 use super::commit::Op;
 use super::fault::{self, DiskFaultKind};
-use super::slot::{Body, Partial};
+use super::slot::Body;
 use super::{Change, Store, StoreError, blocking};
 use crate::units::{ChunkIndex, chunk_count};
 
@@ -124,25 +123,14 @@ impl Store {
 
     /// Makes one chunk absent.
     fn drop_chunk(&self, id: &ObjectId, chunk: ChunkIndex, generation: u64, kind: DiskFaultKind) -> Dropped {
-        let crcs = match self.checksums(id, generation) {
-            Ok(crcs) => crcs,
-            Err(error) => {
-                tracing::error!(%id, %error, "an object's checksums can't be read; it is fetched again as a whole");
-                return Dropped::NotWorthIt;
-            }
-        };
         let mut shard = self.slots.lock(id);
         let Some(slot) = shard.get_mut(id).filter(|slot| slot.generation == generation && slot.has(chunk)) else {
             return Dropped::Already;
         };
         let (before, mut moved) = (slot.presence(), true);
-        match (&mut slot.body, crcs) {
-            (Body::Complete, Some(crcs)) => {
-                let mut left = Bitmap::new(chunk_count(slot.size));
-                (0..chunk_count(slot.size)).map(ChunkIndex).filter(|other| *other != chunk).for_each(|other| {
-                    left.insert(other);
-                });
-                if left.count() == 0 {
+        match &mut slot.body {
+            Body::Complete => {
+                if chunk_count(slot.size) <= 1 {
                     return Dropped::NotWorthIt;
                 }
                 if let Err(error) = self.backing.unpublish(id) {
@@ -150,10 +138,9 @@ impl Store {
                     self.stuck.lock().insert(*id, Stuck::Published);
                     moved = false;
                 }
-                slot.body = Body::Partial(Box::new(Partial { written: left.clone(), committed: left, crcs }));
+                shard.lose(id, chunk);
             }
-            (Body::Complete, None) => return Dropped::NotWorthIt,
-            (Body::Partial(partial), _) => {
+            Body::Partial(partial) => {
                 // Still on its way to the index: its record can't be taken back one by one.
                 if !partial.committed.contains(chunk) || partial.written.count() <= 1 {
                     return Dropped::NotWorthIt;
@@ -162,6 +149,7 @@ impl Store {
                 partial.committed.remove(chunk);
             }
         }
+        let Some(slot) = shard.get(id) else { return Dropped::Already };
         // Before anybody finds it absent: who does is to know why.
         self.faults.lost(*id, chunk, kind);
         self.checked.count_loss(id);
@@ -172,20 +160,6 @@ impl Store {
             let _ = self.send(Op::Lost { id: *id, generation });
         }
         Dropped::Chunk
-    }
-
-    /// The checksums of a complete object; none when it is not complete.
-    fn checksums(&self, id: &ObjectId, generation: u64) -> Result<Option<Vec<u32>>, StoreError> {
-        let size = {
-            let shard = self.slots.lock(id);
-            let slot = shard.get(id).filter(|slot| slot.generation == generation);
-            match slot.map(|slot| (&slot.body, slot.size)) {
-                Some((Body::Complete, size)) => size,
-                _ => return Ok(None),
-            }
-        };
-        let crcs = (0..chunk_count(size)).map(|chunk| self.index.crc(id, ChunkIndex(chunk)));
-        crcs.collect::<Result<Option<Vec<_>>, _>>()
     }
 
     /// Chunks that were written could not be brought to the disk: only they are lost. Whoever has read them from memory has read right bytes; they are

@@ -11,7 +11,7 @@ pub use forebay_protocol::node::DiskFaultKind;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::StoreError;
+use super::{IndexError, StoreError};
 use crate::units::ChunkIndex;
 
 /// A failing disk fails many times a second: more often than this one kind is not logged as an error.
@@ -178,10 +178,10 @@ const EINTR: i32 = rustix::io::Errno::INTR.raw_os_error();
 pub(super) fn kind_of(error: &StoreError) -> Option<DiskFaultKind> {
     match error {
         StoreError::Io { source, .. } => classify(source),
-        StoreError::Index(error) => match &**error {
-            redb::Error::Io(source) => classify(source),
-            redb::Error::Corrupted(_) => Some(DiskFaultKind::IndexDamaged),
-            _ => Some(DiskFaultKind::IoError),
+        StoreError::Index(error) => match error {
+            IndexError::Io { source, .. } => classify(source),
+            IndexError::Damaged { .. } => Some(DiskFaultKind::IndexDamaged),
+            IndexError::InUse { .. } | IndexError::Closed => None,
         },
         StoreError::Full { .. } | StoreError::Closed => None,
     }

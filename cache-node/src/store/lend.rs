@@ -60,7 +60,7 @@ impl Store {
     }
 
     fn lend_now(&self, id: &ObjectId, chunk: ChunkIndex) -> Result<Option<(Lent, Expected)>, StoreError> {
-        let Some(expected) = self.expected(id, chunk)? else { return Ok(None) };
+        let Some(expected) = self.expected(id, chunk) else { return Ok(None) };
         let Some(crc) = expected.crc else { return Ok(None) };
         self.touch(id);
         let file = match self.backing.open(id) {

@@ -3,7 +3,9 @@
 
 mod backing;
 pub mod bitmap;
+mod bulk;
 mod commit;
+mod compaction;
 #[cfg(test)]
 mod crash;
 mod damage;
@@ -22,6 +24,8 @@ pub(crate) mod record;
 mod room;
 pub mod scrub;
 mod slot;
+mod small;
+mod table;
 mod usage;
 pub mod verify;
 mod write;
@@ -38,14 +42,17 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore};
 
 use backing::Backing;
+#[doc(hidden)]
+pub use bulk::fill_index;
 use commit::Op;
 use eviction::Clock;
 use fault::{DiskFaultKind, Faults};
 use index::Index;
+pub use index::IndexError;
 pub use lease::Lease;
 pub use lend::Lent;
 pub use record::DatasetSlot;
-use slot::{Body, Partial, Slot, Slots};
+use slot::{Body, Slots};
 pub use slot::{Presence, bytes_of};
 pub use usage::Reservation;
 use usage::Usage;
@@ -69,7 +76,7 @@ pub enum StoreError {
     },
     /// The index failed.
     #[error("the cache's index: {0}")]
-    Index(Box<redb::Error>),
+    Index(#[source] IndexError),
     /// No room, and nothing to evict.
     #[error(
         "the cache is full: {used} of {capacity} bytes are in use and nothing can be evicted; give it more capacity"
@@ -85,24 +92,43 @@ pub enum StoreError {
     Closed,
 }
 
+impl From<IndexError> for StoreError {
+    fn from(error: IndexError) -> Self {
+        match error {
+            IndexError::Closed => Self::Closed,
+            error => Self::Index(error),
+        }
+    }
+}
+
 impl StoreError {
     fn io(what: impl Into<String>, source: io::Error) -> Self {
         Self::Io { what: what.into(), source }
+    }
+
+    /// The same error once more, for another object that it hit.
+    fn again(&self) -> Self {
+        match self {
+            Self::Full { used, capacity } => Self::Full { used: *used, capacity: *capacity },
+            Self::Closed => Self::Closed,
+            Self::Io { what, source } => Self::Io { what: what.clone(), source: same(source) },
+            Self::Index(IndexError::Io { what, source }) => {
+                Self::Io { what: format!("the cache's index: {what}"), source: same(source) }
+            }
+            Self::Index(error) => Self::io("the cache's index", io::Error::other(error.to_string())),
+        }
     }
 
     /// Whether the disk is full, whatever the capacity says.
     fn is_disk_full(&self) -> bool {
         matches!(self, Self::Io { source, .. } if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
     }
+}
 
-    fn index(error: impl Into<redb::Error>) -> Self {
-        Self::Index(Box::new(error.into()))
-    }
-
-    /// Whether the index can't be used any more, as opposed to: not now, or not by us.
-    fn is_corruption(&self) -> bool {
-        matches!(self, Self::Index(error) if matches!(**error, redb::Error::Corrupted(_) | redb::Error::UpgradeRequired(_)))
-    }
+/// An error of a system call once more.
+fn same(error: &io::Error) -> io::Error {
+    let anew = || io::Error::new(error.kind(), error.to_string());
+    error.raw_os_error().map_or_else(anew, io::Error::from_raw_os_error)
 }
 
 /// An object as the store needs to know it.
@@ -155,7 +181,6 @@ pub struct Store {
     clock: Mutex<Clock>,
     owns: RwLock<Ownership>,
     capacity: AtomicU64,
-    generations: AtomicU64,
     datasets: Mutex<HashMap<String, DatasetSlot>>,
     observer: Observer,
     failures: Box<dyn Fn() + Send + Sync>,
@@ -170,10 +195,15 @@ pub struct Store {
     ops: Mutex<Option<mpsc::Sender<Op>>>,
     committer: Mutex<Option<std::thread::JoinHandle<()>>>,
     uncommitted: Arc<Semaphore>,
+    uncommitted_small: Arc<Semaphore>,
+    /// Writes the index anew.
+    compactor: Mutex<Option<std::thread::JoinHandle<()>>>,
+    /// Why the index could not be told of the last removals; no object that leaves can come back meanwhile.
+    untold: Mutex<Option<StoreError>>,
     /// After each group: evictions are done, objects are published.
     changed: Notify,
     #[cfg(test)]
-    crash: crash::Crash,
+    crash: Arc<crash::Crash>,
 }
 
 impl std::fmt::Debug for Store {
@@ -191,30 +221,35 @@ impl Store {
         failures: impl Fn() + Send + Sync + 'static,
     ) -> Result<Arc<Self>, StoreError> {
         let faults = Faults::default();
-        let index = match Index::open(&layout.index()) {
-            Ok(index) => index,
-            Err(error) if !error.is_corruption() => return Err(error),
-            Err(error) => {
+        let empty = || backing::remove_all(&layout.objects()).and_then(|()| backing::remove_all(&layout.partial()));
+        if Index::remove_old(&layout.old_index(), empty)? {
+            tracing::warn!(index = %layout.old_index().display(), "the cache's index has an earlier version's format; the cache starts empty");
+        }
+        let mut slots = Slots::new();
+        let (index, datasets) = match Index::open(&layout.index(), &slots) {
+            Err(error @ IndexError::Damaged { .. }) => {
                 // Without the checksums nothing in the folder can be trusted.
                 faults.report(DiskFaultKind::IndexDamaged, &error.to_string());
-                backing::remove_all(&layout.objects()).map_err(|e| StoreError::io("emptying the cache", e))?;
-                backing::remove_all(&layout.partial()).map_err(|e| StoreError::io("emptying the cache", e))?;
-                std::fs::remove_file(layout.index()).map_err(|e| StoreError::io("removing the damaged index", e))?;
-                Index::open(&layout.index())?
+                empty().map_err(|e| StoreError::io("emptying the cache", e))?;
+                Index::remove(&layout.index())?;
+                slots = Slots::new();
+                Index::open(&layout.index(), &slots)?
             }
+            opened => opened?,
         };
         let backing = Backing::create(layout).map_err(|e| StoreError::io("making the cache's folders", e))?;
         let (send, receive) = mpsc::channel();
         let store = Arc::new(Self {
             backing,
-            datasets: Mutex::new(index.datasets()?),
+            datasets: Mutex::new(datasets),
+            #[cfg(test)]
+            crash: Arc::clone(&index.crash),
             index,
-            slots: Slots::new(),
+            slots,
             usage: Arc::default(),
             clock: Mutex::default(),
             owns: RwLock::new(Arc::new(|_| true)),
             capacity: AtomicU64::new(capacity),
-            generations: AtomicU64::new(1),
             observer,
             failures: Box::new(failures),
             faults,
@@ -226,11 +261,12 @@ impl Store {
             ops: Mutex::new(Some(send)),
             committer: Mutex::default(),
             uncommitted: Arc::new(Semaphore::new(UNCOMMITTED)),
+            uncommitted_small: Arc::new(Semaphore::new(small::UNCOMMITTED)),
+            compactor: Mutex::default(),
+            untold: Mutex::default(),
             changed: Notify::new(),
-            #[cfg(test)]
-            crash: crash::Crash::default(),
         });
-        store.load()?;
+        store.take_stock();
         let weak = Arc::downgrade(&store);
         let thread = std::thread::Builder::new()
             .name("committer".to_owned())
@@ -240,27 +276,19 @@ impl Store {
         Ok(store)
     }
 
-    fn load(&self) -> Result<(), StoreError> {
+    /// Counts what the index had, and puts it in the order of eviction.
+    fn take_stock(&self) {
         let mut clock = self.clock.lock();
-        self.index.load(|id, record| {
-            let body = match record.present {
-                None => Body::Complete,
-                Some(present) => {
-                    Body::Partial(Box::new(Partial { written: present.clone(), committed: present, crcs: record.crcs }))
-                }
-            };
-            let mut slot = self.new_slot(record.size, record.dataset, body);
-            // Of an earlier life: verified before it is served.
-            slot.verified = slot.bytes() == 0;
-            self.usage.add(record.dataset, slot.bytes());
-            self.slots.lock(&id).insert(id, slot);
-            clock.insert(id);
-        })
-    }
-
-    fn new_slot(&self, size: u64, dataset: DatasetSlot, body: Body) -> Slot {
-        let generation = self.generations.fetch_add(1, Ordering::Relaxed);
-        Slot { size, dataset, generation, pins: 0, visited: false, evicting: false, verified: true, body }
+        let mut used = HashMap::<DatasetSlot, u64>::new();
+        for shard in self.slots.shards() {
+            for (id, slot) in shard.iter() {
+                *used.entry(slot.dataset).or_default() += slot.bytes();
+                clock.insert(id);
+            }
+        }
+        for (dataset, bytes) in used {
+            self.usage.add(dataset, bytes);
+        }
     }
 
     /// Removes files that the index does not know: left by a crash, worth nothing.
@@ -308,13 +336,14 @@ impl Store {
 
     /// Whether the chunk can be read here.
     pub fn has(&self, id: &ObjectId, chunk: ChunkIndex) -> bool {
-        self.slots.lock(id).get(id).is_some_and(|slot| !slot.evicting && slot.has(chunk))
+        self.slots.lock(id).has(id, chunk)
     }
 
     /// Calls `look` with what is safely here, while nothing can change it.
     pub fn with_presence<T>(&self, id: &ObjectId, look: impl FnOnce(&Presence) -> T) -> T {
         let shard = self.slots.lock(id);
-        look(&shard.get(id).map_or(Presence::Absent, Slot::presence))
+        let seen = shard.get(id);
+        look(&seen.map_or(Presence::Absent, |slot| slot.presence()))
     }
 
     /// Bytes that a dataset's objects take.
@@ -332,9 +361,7 @@ impl Store {
 
     /// Marks an object as read, for eviction.
     pub fn touch(&self, id: &ObjectId) {
-        if let Some(slot) = self.slots.lock(id).get_mut(id) {
-            slot.visited = true;
-        }
+        self.slots.lock(id).touch(id);
     }
 
     /// What the disk did wrong.
@@ -342,17 +369,26 @@ impl Store {
         &self.faults
     }
 
-    /// Drops an object at once, also under leases, which become invalid: for what is lost as a whole. False when it
-    /// was not here.
+    /// Drops an object at once, also under leases, which become invalid: for what is lost as a whole. It can be written again when the index
+    /// has forgotten it too: otherwise a crash could leave what is new of it to be taken for what was. False when it was not here.
     pub fn forget(&self, id: &ObjectId) -> bool {
         let mut shard = self.slots.lock(id);
+        // What has been dropped already and only waits for the index is not here.
+        if shard.get(id).is_none_or(|slot| slot.evicting && slot.bytes() == 0) {
+            return false;
+        }
         let Some(slot) = shard.remove(id) else { return false };
         self.remove_files(id);
         self.checked.remove(id);
         self.usage.sub(slot.dataset, slot.bytes(), slot.evicting);
         (self.observer)(&Change { id: *id, size: slot.size, before: slot.presence(), after: Presence::Absent });
-        // Under the lock, so that whatever is written later is committed later. The store may be closing; then the next start finds out.
-        let _ = self.send(Op::Forgotten { id: *id });
+        let leaving = shard.insert(id, slot.size, slot.dataset);
+        leaving.evicting = true;
+        let generation = leaving.generation;
+        // A store that is closing writes nothing again; the next start finds out what is missing.
+        if self.send(Op::Evict { id: *id, generation }).is_err() {
+            shard.remove(id);
+        }
         true
     }
 
@@ -378,6 +414,12 @@ impl Store {
                 && thread.join().is_err()
             {
                 tracing::error!("the committer had panicked");
+            }
+            let compactor = this.compactor.lock().take();
+            if let Some(thread) = compactor
+                && thread.join().is_err()
+            {
+                tracing::error!("the thread that writes the index anew had panicked");
             }
             this.index.close();
         });

@@ -1,58 +1,93 @@
-//! The store against a model: random operations, then a crash between any two of the committer's steps, with or without the loss of what was
-//! not synced. What the store says is present afterwards has the right bytes, and nothing that was safe is lost.
+//! The store against a model: random operations, then a crash between any two steps of a commit or of writing the index anew, with or without
+//! the loss of what was not synced. What the store says is present afterwards has the right bytes, through the store and through the file as the
+//! kernel reads it, and nothing that was safe is lost.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use forebay_protocol::config::CHUNK_BYTES;
 use proptest::prelude::*;
 
 use super::crash::CrashPoint;
-use bytes::Bytes;
-
 use super::*;
 use crate::units::chunk_count;
 
-/// Objects of one small chunk, of one whole, and of several.
-const SIZES: [u64; 4] = [1000, CHUNK_BYTES, CHUNK_BYTES + 1, 2 * CHUNK_BYTES + 77];
+/// Objects of one small chunk, and of several.
+const SIZES: [u64; 10] =
+    [1, 1000, 1001, 4096, 5000, 70_000, CHUNK_BYTES, CHUNK_BYTES + 1, CHUNK_BYTES + 4096, 2 * CHUNK_BYTES + 77];
 
 #[derive(Clone, Debug)]
 enum Op {
     Write { object: usize, chunk: u32 },
+    WriteSmall { objects: Vec<usize> },
     Read { object: usize, chunk: u32 },
+    ReadSmall { objects: Vec<usize> },
     Open { object: usize },
     CloseAll,
+    Lose { object: usize, chunk: u32 },
     Forget { object: usize },
     Shrink { percent: u64 },
+    Bequeath,
     Flush,
 }
 
+/// Mostly small objects, which are quick.
+fn any_object() -> impl Strategy<Value = usize> {
+    prop_oneof![5 => 0_usize..6, 1 => 6..SIZES.len()]
+}
+
 fn op() -> impl Strategy<Value = Op> {
-    let object = 0..SIZES.len() * 2;
+    let batch = || proptest::collection::vec(any_object(), 1..6);
     prop_oneof![
-        8 => (object.clone(), 0_u32..3).prop_map(|(object, chunk)| Op::Write { object, chunk }),
-        3 => (object.clone(), 0_u32..3).prop_map(|(object, chunk)| Op::Read { object, chunk }),
-        2 => object.clone().prop_map(|object| Op::Open { object }),
+        8 => (any_object(), 0_u32..3).prop_map(|(object, chunk)| Op::Write { object, chunk }),
+        5 => batch().prop_map(|objects| Op::WriteSmall { objects }),
+        2 => (any_object(), 0_u32..3).prop_map(|(object, chunk)| Op::Read { object, chunk }),
+        2 => batch().prop_map(|objects| Op::ReadSmall { objects }),
+        2 => any_object().prop_map(|object| Op::Open { object }),
         1 => Just(Op::CloseAll),
-        1 => object.prop_map(|object| Op::Forget { object }),
+        2 => any_object().prop_map(|object| Op::Forget { object }),
+        2 => (any_object(), 0_u32..3).prop_map(|(object, chunk)| Op::Lose { object, chunk }),
         1 => (0_u64..100).prop_map(|percent| Op::Shrink { percent }),
-        2 => Just(Op::Flush),
+        1 => Just(Op::Bequeath),
+        5 => Just(Op::Flush),
     ]
 }
 
 fn crash_point() -> impl Strategy<Value = CrashPoint> {
-    prop_oneof![Just(CrashPoint::Written), Just(CrashPoint::Synced), Just(CrashPoint::Indexed)]
+    prop_oneof![
+        Just(CrashPoint::Written),
+        Just(CrashPoint::Synced),
+        Just(CrashPoint::LogTorn),
+        Just(CrashPoint::LogUnsynced),
+        Just(CrashPoint::Indexed),
+        Just(CrashPoint::LogRotated),
+        Just(CrashPoint::SnapshotHalf),
+        Just(CrashPoint::SnapshotWritten),
+        Just(CrashPoint::SnapshotRenamed),
+    ]
 }
 
 fn object(index: usize) -> ObjectRef {
-    let size = SIZES[index % SIZES.len()];
+    let size = SIZES[index];
     ObjectRef { id: ObjectId::new("model", &[index as u8], "e", size), size, dataset: DatasetSlot(0) }
 }
 
+fn chunks(index: usize) -> impl Iterator<Item = ChunkIndex> {
+    (0..chunk_count(SIZES[index])).map(ChunkIndex)
+}
+
 fn chunk_bytes(index: usize, chunk: ChunkIndex) -> Bytes {
-    let length = chunk.range(object(index).size).length as usize;
+    let length = chunk.range(SIZES[index]).length as usize;
     let seed = (index as u8).wrapping_mul(31).wrapping_add(chunk.0 as u8 * 7 + 1);
     Bytes::from((0..length).map(|i| seed.wrapping_add((i / 512) as u8 | 1)).collect::<Vec<_>>())
+}
+
+fn small(index: usize) -> (ObjectRef, Bytes, u32) {
+    let bytes = chunk_bytes(index, ChunkIndex(0));
+    let crc = crc32c::crc32c(&bytes);
+    (object(index), bytes, crc)
 }
 
 fn open(layout: &CacheLayout, failures: &Arc<AtomicU64>) -> Arc<Store> {
@@ -63,67 +98,121 @@ fn open(layout: &CacheLayout, failures: &Arc<AtomicU64>) -> Arc<Store> {
     Store::open(layout, 1 << 30, Arc::new(|_| ()), count).unwrap()
 }
 
-/// What is known about the store before a crash.
+/// What is known about a store.
 #[derive(Debug, Default)]
 struct Known {
+    written: BTreeSet<(usize, u32)>,
     /// Chunks that were flushed and not dropped since: they must be there.
     safe: BTreeSet<(usize, u32)>,
     /// Damaged objects that were dropped since the last flush. Their files are gone at once, and the index may still name them: what is missing
     /// is found missing at first use.
     dropped: BTreeSet<usize>,
+    shrunk: bool,
 }
 
-async fn run(store: &Arc<Store>, ops: &[Op]) -> (Known, Vec<Lease>) {
-    let (mut written, mut known, mut leases) = (BTreeSet::new(), Known::default(), Vec::new());
-    let mut shrunk = false;
+/// Runs operations until they are through or the store has crashed.
+async fn run(store: &Arc<Store>, ops: &[Op], known: &mut Known, leases: &mut Vec<Lease>) {
     for op in ops {
-        match *op {
-            Op::Write { object: index, chunk } if chunk < chunk_count(object(index).size) => {
-                let bytes = chunk_bytes(index, ChunkIndex(chunk));
-                let crc = crc32c::crc32c(&bytes);
-                if store.write_chunk(&object(index), ChunkIndex(chunk), bytes, crc).await.is_ok() {
-                    written.insert((index, chunk));
+        tokio::select! {
+            biased;
+            () = store.crash.stopped() => return,
+            () = run_one(store, op, known, leases) => {}
+        }
+    }
+}
+
+async fn run_one(store: &Arc<Store>, op: &Op, known: &mut Known, leases: &mut Vec<Lease>) {
+    match op {
+        Op::Write { object: index, chunk } => {
+            let (index, chunk) = (*index, ChunkIndex(chunk % chunk_count(SIZES[*index])));
+            let bytes = chunk_bytes(index, chunk);
+            let crc = crc32c::crc32c(&bytes);
+            store.write_chunk(&object(index), chunk, bytes, crc).await.unwrap();
+            known.written.insert((index, chunk.0));
+        }
+        Op::WriteSmall { objects } => {
+            let results = store.write_small(objects.iter().map(|index| small(*index)).collect()).await;
+            assert_eq!(results.len(), objects.len());
+            for (index, result) in objects.iter().zip(results) {
+                assert_eq!(result.is_ok(), chunk_count(SIZES[*index]) == 1, "object {index}");
+                if result.is_ok() {
+                    known.written.insert((*index, 0));
                 }
             }
-            Op::Read { object: index, chunk } if chunk < chunk_count(object(index).size) => {
-                let read = store.read_chunk(&object(index), ChunkIndex(chunk)).await.unwrap();
-                if let Some((bytes, _)) = read {
-                    assert!(bytes == chunk_bytes(index, ChunkIndex(chunk)), "object {index} chunk {chunk}");
-                } else {
-                    assert!(shrunk || !written.contains(&(index, chunk)), "object {index} chunk {chunk} is lost");
-                }
+        }
+        Op::Read { object: index, chunk } => {
+            let chunk = ChunkIndex(chunk % chunk_count(SIZES[*index]));
+            let read = store.read_chunk(&object(*index), chunk).await.unwrap();
+            judge(store, *index, chunk, read.as_ref(), known);
+        }
+        Op::ReadSmall { objects } => {
+            let one_chunk: Vec<_> = objects.iter().copied().filter(|index| chunk_count(SIZES[*index]) == 1).collect();
+            let read = store.read_small(one_chunk.iter().map(|index| object(*index)).collect()).await;
+            assert_eq!(read.len(), one_chunk.len());
+            for (index, read) in one_chunk.iter().zip(&read) {
+                judge(store, *index, ChunkIndex(0), read.as_ref(), known);
             }
-            Op::Write { .. } | Op::Read { .. } => {}
-            Op::Open { object: index } => {
-                let opened = store.open_object(&object(index)).await.unwrap();
-                assert_eq!(opened.file.metadata().unwrap().len(), object(index).size);
-                leases.push(opened.lease);
+        }
+        Op::Open { object: index } => {
+            let opened = store.open_object(&object(*index)).await.unwrap();
+            assert_eq!(opened.file.metadata().unwrap().len(), SIZES[*index]);
+            leases.push(opened.lease);
+        }
+        Op::CloseAll => leases.clear(),
+        Op::Forget { object: index } => {
+            known.written.retain(|(i, _)| i != index);
+            known.safe.retain(|(i, _)| i != index);
+            known.dropped.insert(*index);
+            store.forget(&object(*index).id);
+        }
+        Op::Lose { object: index, chunk } => {
+            let (id, chunk) = (object(*index).id, ChunkIndex(chunk % chunk_count(SIZES[*index])));
+            if let Some(expected) = store.expected(&id, chunk) {
+                store.lose(&id, chunk, expected.generation, None);
             }
-            Op::CloseAll => leases.clear(),
-            Op::Forget { object: index } => {
-                store.forget(&object(index).id);
-                written.retain(|(i, _)| *i != index);
-                known.safe.retain(|(i, _)| *i != index);
-                known.dropped.insert(index);
-            }
-            Op::Shrink { percent } => {
-                store.set_capacity(store.used_bytes() * percent / 100);
-                store.flush().await.unwrap();
-                store.set_capacity(1 << 30);
-                shrunk = true;
-                let here = |(index, chunk): &(usize, u32)| store.has(&object(*index).id, ChunkIndex(*chunk));
-                written.retain(here);
+            // Of several chunks the others stay, and stay safe.
+            let stays = |(i, chunk): &(usize, u32)| i != index || store.has(&id, ChunkIndex(*chunk));
+            known.written.retain(stays);
+            known.safe.retain(stays);
+            known.dropped.insert(*index);
+        }
+        Op::Shrink { percent } => {
+            known.shrunk = true;
+            let safe = std::mem::take(&mut known.safe);
+            store.set_capacity(store.used_bytes() * percent / 100);
+            store.flush().await.unwrap();
+            store.set_capacity(1 << 30);
+            let here = |(index, chunk): &(usize, u32)| store.has(&object(*index).id, ChunkIndex(*chunk));
+            known.written.retain(here);
+            if !store.crash.has_stopped() {
+                known.safe = safe;
                 known.safe.retain(here);
                 known.dropped.clear();
             }
-            Op::Flush => {
-                store.flush().await.unwrap();
-                known.safe.clone_from(&written);
+        }
+        Op::Bequeath => {
+            // There and back: what is idle changes its dataset and nothing else.
+            store.bequeath(DatasetSlot(0), |_| Some(DatasetSlot(1)));
+            store.bequeath(DatasetSlot(1), |_| Some(DatasetSlot(0)));
+        }
+        Op::Flush => {
+            store.flush().await.unwrap();
+            if !store.crash.has_stopped() {
+                known.safe.clone_from(&known.written);
                 known.dropped.clear();
             }
         }
     }
-    (known, leases)
+}
+
+fn judge(store: &Store, index: usize, chunk: ChunkIndex, read: Option<&(Bytes, u32)>, known: &Known) {
+    if let Some((bytes, crc)) = read {
+        assert!(*bytes == chunk_bytes(index, chunk), "object {index} {chunk:?} is wrong");
+        assert_eq!(*crc, crc32c::crc32c(bytes));
+    } else {
+        let lost = !known.shrunk && known.written.contains(&(index, chunk.0)) && !store.crash.has_stopped();
+        assert!(!lost, "object {index} {chunk:?} is lost");
+    }
 }
 
 async fn check(layout: &CacheLayout, known: &Known) {
@@ -131,40 +220,55 @@ async fn check(layout: &CacheLayout, known: &Known) {
     let store = open(layout, &failures);
     store.sweep();
     let mut bytes_here = 0;
-    for index in 0..SIZES.len() * 2 {
-        for chunk in (0..chunk_count(object(index).size)).map(ChunkIndex) {
-            let has = store.has(&object(index).id, chunk);
+    for index in 0..SIZES.len() {
+        let id = object(index).id;
+        // As the kernel reads it: the file, and nobody verifies it.
+        let opened = store.open_object(&object(index)).await.unwrap();
+        for chunk in chunks(index).filter(|chunk| opened.complete || store.has(&id, *chunk)) {
+            let mut bytes = chunk_bytes(index, chunk).to_vec();
+            bytes.fill(0);
+            opened.file.read_exact_at(&mut bytes, chunk.range(SIZES[index]).offset).unwrap();
+            assert!(bytes == chunk_bytes(index, chunk), "object {index} {chunk:?} is wrong in its file");
+        }
+        drop(opened);
+        // Nothing is called present before it is verified; then all of it is.
+        let mut has_any = false;
+        for chunk in chunks(index).filter(|chunk| store.has(&id, *chunk)) {
+            has_any = true;
+            assert_eq!(store.check_chunk(&object(index), chunk).await.unwrap(), Verdict::Good);
+        }
+        let opened = store.open_object(&object(index)).await.unwrap();
+        assert_eq!(opened.complete, has_any && store.is_complete(&id));
+        assert!(!opened.complete || layout.objects().join(id.relative_path()).exists());
+        drop(opened);
+        for chunk in chunks(index) {
+            let has = store.has(&id, chunk);
             let read = store.read_chunk(&object(index), chunk).await.unwrap();
-            assert!(
-                has == read.is_some() || known.dropped.contains(&index),
-                "object {index} chunk {chunk:?} is not what the index says"
-            );
+            assert_eq!(has, read.is_some(), "object {index} {chunk:?} is not what the index says");
             if let Some((bytes, _)) = read {
-                assert!(bytes == chunk_bytes(index, chunk), "object {index} chunk {chunk:?} is wrong");
+                assert!(bytes == chunk_bytes(index, chunk), "object {index} {chunk:?} is wrong");
                 bytes_here += bytes.len() as u64;
             } else {
-                assert!(!known.safe.contains(&(index, chunk.0)), "object {index} chunk {chunk:?} was safe and is lost");
+                assert!(!known.safe.contains(&(index, chunk.0)), "object {index} {chunk:?} was safe and is lost");
             }
-        }
-        // What is complete can be published and opened.
-        if store.is_complete(&object(index).id) {
-            assert!(store.open_object(&object(index)).await.unwrap().complete);
-            assert!(layout.objects().join(object(index).id.relative_path()).exists());
         }
     }
     assert_eq!(store.used_bytes(), bytes_here);
     assert!(failures.load(Ordering::SeqCst) <= known.dropped.len() as u64, "something was damaged");
-    store.close().await;
-}
-
-fn lose_unsynced(store: &Store, layout: &CacheLayout) {
-    for folder in [layout.objects(), layout.partial()] {
-        for outer in std::fs::read_dir(folder).unwrap() {
-            for file in std::fs::read_dir(outer.unwrap().path()).unwrap() {
-                store.crash.lose_unsynced(&file.unwrap().path());
-            }
+    // It goes on from there: everything can be had again, and is there after the next start.
+    for index in 0..SIZES.len() {
+        for chunk in chunks(index).filter(|_| index < 6) {
+            let bytes = chunk_bytes(index, chunk);
+            let crc = crc32c::crc32c(&bytes);
+            store.write_chunk(&object(index), chunk, bytes, crc).await.unwrap();
         }
     }
+    store.close().await;
+    drop(store);
+    let store = open(layout, &Arc::default());
+    let all = store.read_small((0..6).map(object).collect()).await;
+    assert!(all.iter().all(Option::is_some));
+    store.close().await;
 }
 
 fn scratch() -> tempfile::TempDir {
@@ -172,40 +276,52 @@ fn scratch() -> tempfile::TempDir {
     if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
 }
 
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+/// How many cases: `FOREBAY_CASES` or `PROPTEST_CASES`, else a number that takes seconds.
+fn cases(default: u32) -> u32 {
+    let set = ["FOREBAY_CASES", "PROPTEST_CASES"].iter().find_map(|name| std::env::var(name).ok()?.parse().ok());
+    set.unwrap_or(default)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(150), max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
     fn after_a_crash_at_any_step_what_is_present_is_right_and_what_was_safe_is_there(
         before in proptest::collection::vec(op(), 0..25),
         point in crash_point(),
-        after in proptest::collection::vec((0..SIZES.len() * 2, 0_u32..3), 1..8),
+        after in proptest::collection::vec(op(), 1..25),
         power_loss: bool,
     ) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(async {
-            let folder = scratch();
-            let layout = CacheLayout::new(folder.path());
-            let store = open(&layout, &Arc::default());
-            assert_eq!(store.dataset("d").unwrap(), DatasetSlot(0));
-            let (known, leases) = run(&store, &before).await;
-            drop(leases);
-            // From here on the committer gets no further than to the crash.
-            store.crash.set(point);
-            for (index, chunk) in after {
-                if chunk < chunk_count(object(index).size) {
-                    let bytes = chunk_bytes(index, ChunkIndex(chunk));
-                    let crc = crc32c::crc32c(&bytes);
-                    store.write_chunk(&object(index), ChunkIndex(chunk), bytes, crc).await.unwrap();
-                }
-            }
-            store.close().await;
+        let folder = scratch();
+        let layout = CacheLayout::new(folder.path());
+        let mut known = Known::default();
+        {
+            // Its end waits for writes that were under way at the crash.
+            let runtime = runtime();
+            let store = runtime.block_on(async {
+                let store = open(&layout, &Arc::default());
+                assert_eq!(store.dataset("d").unwrap(), DatasetSlot(0));
+                assert_eq!(store.dataset("e").unwrap(), DatasetSlot(1));
+                let mut leases = Vec::new();
+                run(&store, &before, &mut known, &mut leases).await;
+                // From here on the store gets no further than to the crash.
+                store.crash.set(point);
+                run(&store, &after, &mut known, &mut leases).await;
+                store.close().await;
+                store
+            });
+            drop(runtime);
             if power_loss {
-                lose_unsynced(&store, &layout);
+                store.crash.lose_unsynced(store.backing.folders());
+                store.crash.lose_unsynced_logs(&layout.index());
+                // Written since the last flush or not, nothing is known of it.
             }
-            drop(store);
-            check(&layout, &known).await;
-        });
+        }
+        runtime().block_on(check(&layout, &known));
     }
 }
 
@@ -216,30 +332,89 @@ async fn a_clean_restart_keeps_everything() {
     let store = open(&layout, &Arc::default());
     store.dataset("d").unwrap();
     let ops: Vec<_> =
-        (0..SIZES.len() * 2).flat_map(|object| (0..3).map(move |chunk| Op::Write { object, chunk })).collect();
-    let (_, leases) = run(&store, &ops).await;
-    drop(leases);
+        (0..SIZES.len()).flat_map(|object| (0..3).map(move |chunk| Op::Write { object, chunk })).collect();
+    run(&store, &ops, &mut Known::default(), &mut Vec::new()).await;
     store.close().await;
-    let all = (0..SIZES.len() * 2).flat_map(|i| (0..chunk_count(object(i).size)).map(move |chunk| (i, chunk)));
+    drop(store);
+    let all = (0..SIZES.len()).flat_map(|i| chunks(i).map(move |chunk| (i, chunk.0)));
     check(&layout, &Known { safe: all.collect(), ..Known::default() }).await;
 }
 
+fn damage(path: &std::path::Path, from: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes.iter_mut().skip(from).take(40).for_each(|byte| *byte ^= 0x5a);
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn index_file(layout: &CacheLayout, prefix: &str) -> std::path::PathBuf {
+    let mut files = std::fs::read_dir(layout.index()).unwrap().map(|entry| entry.unwrap().path());
+    files.find(|path| path.file_name().unwrap().to_str().unwrap().starts_with(prefix)).unwrap()
+}
+
 #[tokio::test]
-async fn a_damaged_index_costs_the_cache_and_nothing_else() {
+async fn a_damaged_log_costs_the_cache_and_nothing_else() {
     let folder = scratch();
     let layout = CacheLayout::new(folder.path());
     let store = open(&layout, &Arc::default());
-    let (_, leases) = run(&store, &[Op::Write { object: 0, chunk: 0 }, Op::Flush]).await;
-    drop(leases);
+    let ops = [Op::Write { object: 0, chunk: 0 }, Op::Flush, Op::Write { object: 1, chunk: 0 }, Op::Flush];
+    run(&store, &ops, &mut Known::default(), &mut Vec::new()).await;
     store.close().await;
     drop(store);
-    let mut bytes = std::fs::read(layout.index()).unwrap();
-    bytes.iter_mut().skip(64).for_each(|byte| *byte ^= 0x5a);
-    std::fs::write(layout.index(), bytes).unwrap();
+    // The first of two commits: something may have been removed there.
+    damage(&layout.index().join("log-1"), 4);
     let failures = Arc::default();
     let store = open(&layout, &failures);
-    assert!(!store.has(&object(0).id, ChunkIndex(0)) && store.used_bytes() == 0);
-    assert!(run(&store, &[Op::Write { object: 0, chunk: 0 }, Op::Read { object: 0, chunk: 0 }]).await.1.is_empty());
+    assert!(!store.has(&object(0).id, ChunkIndex(0)) && !store.has(&object(1).id, ChunkIndex(0)));
+    assert_eq!(store.used_bytes(), 0);
+    assert!(!layout.objects().join(object(0).id.relative_path()).exists());
+    let ops = [Op::Write { object: 0, chunk: 0 }, Op::Read { object: 0, chunk: 0 }];
+    run(&store, &ops, &mut Known::default(), &mut Vec::new()).await;
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_damaged_snapshot_costs_only_what_was_in_the_damaged_part() {
+    let folder = scratch();
+    let layout = CacheLayout::new(folder.path());
+    let store = open(&layout, &Arc::default());
+    let objects: Vec<ObjectRef> = (0_u64..20_000)
+        .map(|n| ObjectRef { id: ObjectId::new("many", &n.to_le_bytes(), "e", 1), size: 1, dataset: DatasetSlot(0) })
+        .collect();
+    store.close().await;
+    drop(store);
+    // Twice: what has come first is in a snapshot then, in more than one frame.
+    let store = {
+        fill_index(&layout, objects.iter().copied()).unwrap();
+        let store = open(&layout, &Arc::default());
+        run(&store, &[Op::Write { object: 0, chunk: 0 }, Op::Flush], &mut Known::default(), &mut Vec::new()).await;
+        store.compact().await.unwrap();
+        store.close().await;
+        drop(store);
+        let snapshot = index_file(&layout, "snapshot-");
+        let middle = std::fs::metadata(&snapshot).unwrap().len() as usize / 2;
+        damage(&snapshot, middle);
+        open(&layout, &Arc::default())
+    };
+    let left = objects.iter().filter(|object| store.is_complete(&object.id)).count();
+    assert!((1..20_000).contains(&left), "{left}");
+    assert_eq!(store.used_bytes(), left as u64 + u64::from(store.is_complete(&object(0).id)));
+    store.close().await;
+}
+
+#[tokio::test]
+async fn an_index_of_an_earlier_version_is_removed_and_the_cache_starts_empty() {
+    let folder = scratch();
+    let layout = CacheLayout::new(folder.path());
+    let store = open(&layout, &Arc::default());
+    run(&store, &[Op::Write { object: 0, chunk: 0 }, Op::Flush], &mut Known::default(), &mut Vec::new()).await;
+    store.close().await;
+    drop(store);
+    std::fs::remove_dir_all(layout.index()).unwrap();
+    std::fs::write(layout.old_index(), "redb").unwrap();
+    let store = open(&layout, &Arc::default());
+    assert!(!layout.old_index().exists());
+    assert!(!layout.objects().join(object(0).id.relative_path()).exists());
+    assert!(!store.has(&object(0).id, ChunkIndex(0)));
     store.close().await;
 }
 
@@ -248,10 +423,13 @@ async fn a_folder_in_use_is_refused_and_left_alone() {
     let folder = scratch();
     let layout = CacheLayout::new(folder.path());
     let store = open(&layout, &Arc::default());
-    let (_, leases) = run(&store, &[Op::Write { object: 0, chunk: 0 }, Op::Flush]).await;
-    drop(leases);
+    run(&store, &[Op::Write { object: 0, chunk: 0 }, Op::Flush], &mut Known::default(), &mut Vec::new()).await;
     let second = Store::open(&layout, 1 << 30, Arc::new(|_| ()), || ());
-    assert!(matches!(second.unwrap_err(), StoreError::Index(_)));
+    let message = second.unwrap_err().to_string();
+    let (folder, process) = (folder.path().display().to_string(), format!("process {}", std::process::id()));
+    assert!(message.contains(&folder) && message.contains(&process), "{message}");
     assert!(store.read_chunk(&object(0), ChunkIndex(0)).await.unwrap().is_some());
     store.close().await;
+    drop(store);
+    open(&layout, &Arc::default()).close().await;
 }

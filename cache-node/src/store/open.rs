@@ -6,35 +6,42 @@ use std::sync::Arc;
 use forebay_catalog::ObjectId;
 
 use super::lease::Lease;
-use super::slot::{Body, Partial};
+use super::slot::Body;
 use super::{ObjectRef, Opened, Store, StoreError, blocking};
 
 impl Store {
-    /// Holds an object, which becomes known if it was not.
-    pub(super) async fn pin(self: &Arc<Self>, object: &ObjectRef) -> Lease {
+    /// Holds an object, which becomes known if it was not. Waits while it is on its way out, unless the disk does not let it go.
+    pub(super) async fn pin(self: &Arc<Self>, object: &ObjectRef) -> Result<Lease, StoreError> {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            {
-                let mut shard = self.slots.lock(&object.id);
-                let slot = shard.entry(object.id).or_insert_with(|| {
-                    self.new_slot(object.size, object.dataset, Body::Partial(Box::new(Partial::new(object.size))))
-                });
-                if !slot.evicting {
-                    slot.pins += 1;
-                    slot.visited = true;
-                    return Lease { store: Arc::clone(self), id: object.id, generation: slot.generation };
-                }
+            if let Some(lease) = self.try_pin(object) {
+                return Ok(lease);
+            }
+            if let Some(error) = &*self.untold.lock() {
+                return Err(error.again());
             }
             changed.await;
         }
     }
 
+    /// The same, unless the object is on its way out.
+    pub(super) fn try_pin(self: &Arc<Self>, object: &ObjectRef) -> Option<Lease> {
+        let mut shard = self.slots.lock(&object.id);
+        if !shard.contains_key(&object.id) {
+            shard.insert(&object.id, object.size, object.dataset);
+        }
+        let slot = shard.get_mut(&object.id).filter(|slot| !slot.evicting)?;
+        slot.pins += 1;
+        slot.visited = true;
+        Some(Lease { store: Arc::clone(self), id: object.id, generation: slot.generation })
+    }
+
     /// Leases an object and opens its file, which may still be full of holes.
     pub async fn open_object(self: &Arc<Self>, object: &ObjectRef) -> Result<Opened, StoreError> {
         loop {
-            let lease = self.pin(object).await;
+            let lease = self.pin(object).await?;
             let (this, object) = (Arc::clone(self), *object);
             let opened = blocking(move || this.open_leased(lease, &object)).await;
             let opened = opened.inspect_err(|error| self.faults.report_write(error))?;

@@ -52,8 +52,10 @@ impl Store {
     pub fn bequeath(&self, from: DatasetSlot, heir: impl Fn(&ObjectId) -> Option<DatasetSlot>) -> bool {
         let mut orphans = Vec::new();
         for mut shard in self.slots.shards() {
-            for (id, slot) in shard.iter_mut().filter(|(_, slot)| slot.dataset == from) {
-                match heir(id) {
+            let theirs: Vec<_> = shard.iter().filter(|(_, slot)| slot.dataset == from).map(|(id, _)| id).collect();
+            for id in theirs {
+                let Some(slot) = shard.get_mut(&id) else { continue };
+                match heir(&id) {
                     Some(heir) => {
                         if !slot.evicting {
                             self.usage.sub(from, slot.bytes(), false);
@@ -61,7 +63,7 @@ impl Store {
                             slot.dataset = heir;
                         }
                     }
-                    None => orphans.push(*id),
+                    None => orphans.push(id),
                 }
             }
         }

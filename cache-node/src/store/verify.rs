@@ -129,9 +129,10 @@ impl Store {
     /// Whether a chunk that is here is known to be right; none when it is not here. Marks the object as read.
     fn look(&self, id: &ObjectId, chunk: ChunkIndex) -> Option<bool> {
         let mut shard = self.slots.lock(id);
-        let slot = shard.get_mut(id).filter(|slot| !slot.evicting && slot.has(chunk))?;
-        slot.visited = true;
-        Some(self.checked.contains(id, slot, chunk))
+        let slot = shard.get(id).filter(|slot| !slot.evicting && slot.has(chunk))?;
+        let known = self.checked.contains(id, &slot, chunk);
+        shard.touch(id);
+        Some(known)
     }
 
     /// Verifies a chunk unless it is known to be right. To be asked before a reader is told that the chunk is present.
@@ -148,7 +149,7 @@ impl Store {
 
     /// Reads and verifies a chunk, whatever is known of it.
     pub(super) fn verify_now(&self, id: &ObjectId, chunk: ChunkIndex) -> Result<Verdict, StoreError> {
-        let Some(expected) = self.expected(id, chunk)? else { return Ok(Verdict::Absent) };
+        let Some(expected) = self.expected(id, chunk) else { return Ok(Verdict::Absent) };
         let range = chunk.range(expected.size);
         let crc = match self.backing.open(id) {
             Ok(Some(found)) => checksum(&found.file, range),
@@ -159,23 +160,11 @@ impl Store {
     }
 
     /// What a chunk that is here should be.
-    pub(super) fn expected(&self, id: &ObjectId, chunk: ChunkIndex) -> Result<Option<Expected>, StoreError> {
-        let (generation, size, crc, losses) = {
-            let mut shard = self.slots.lock(id);
-            let Some(slot) = shard.get_mut(id).filter(|slot| !slot.evicting && slot.has(chunk)) else {
-                return Ok(None);
-            };
-            let crc = match &slot.body {
-                Body::Complete => None,
-                Body::Partial(partial) => partial.crcs.get(chunk.0 as usize).copied(),
-            };
-            (slot.generation, slot.size, crc, self.checked.losses(id).load(Ordering::Relaxed))
-        };
-        let crc = match crc {
-            Some(crc) => Some(crc),
-            None => self.index.crc(id, chunk)?,
-        };
-        Ok(Some(Expected { generation, size, crc, losses }))
+    pub(super) fn expected(&self, id: &ObjectId, chunk: ChunkIndex) -> Option<Expected> {
+        let shard = self.slots.lock(id);
+        let slot = shard.get(id).filter(|slot| !slot.evicting && slot.has(chunk))?;
+        let losses = self.checked.losses(id).load(Ordering::Relaxed);
+        Some(Expected { generation: slot.generation, size: slot.size, crc: shard.crc(id, chunk), losses })
     }
 
     /// Compares what was read with what was expected, and remembers it.

@@ -89,7 +89,7 @@ impl Store {
         crc: u32,
     ) -> Result<(), StoreError> {
         self.make_room(object.dataset, bytes.len() as u64).await?;
-        let pin = self.pin(object).await;
+        let pin = self.pin(object).await?;
         let permit = Arc::clone(&self.uncommitted).acquire_owned().await.map_err(|_| StoreError::Closed)?;
         let (this, object) = (Arc::clone(self), *object);
         blocking(move || {
