@@ -208,7 +208,8 @@ impl Shared {
             capacity_bytes: applied.as_ref().map(|config| config.node.capacity_bytes).unwrap_or_default(),
             cached_bytes: engine.as_ref().map(|engine| engine.store().used_bytes()).unwrap_or_default(),
             erased: self.erased.load(Ordering::Relaxed),
-            datasets: engine.map(|engine| engine.status()).unwrap_or_default(),
+            datasets: engine.as_ref().map(|engine| engine.status()).unwrap_or_default(),
+            drain: engine.and_then(|engine| engine.drain_status()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ..StatusResponse::default()
         }

@@ -6,7 +6,8 @@ use bytes::Bytes;
 use forebay_catalog::ObjectId;
 use forebay_protocol::node::node_server::Node;
 use forebay_protocol::node::{
-    ReadCatalogRequest, ReadCatalogResponse, ReadObjectRequest, ReadObjectResponse, StatusRequest, StatusResponse,
+    AdoptRequest, AdoptResponse, ReadCatalogRequest, ReadCatalogResponse, ReadObjectRequest, ReadObjectResponse,
+    StatusRequest, StatusResponse,
 };
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
@@ -75,7 +76,7 @@ impl Node for PeerServer {
         &self,
         request: Request<ReadObjectRequest>,
     ) -> Result<Response<Self::ReadObjectStream>, Status> {
-        let ReadObjectRequest { dataset_uid, object_id, offset, length, cached_only } = request.into_inner();
+        let ReadObjectRequest { dataset_uid, object_id, offset, length, cached_only, relay } = request.into_inner();
         let id: [u8; 16] =
             object_id.as_ref().try_into().map_err(|_| Status::invalid_argument("an object id has 16 bytes"))?;
         let id = ObjectId::from_bytes(id);
@@ -85,7 +86,11 @@ impl Node for PeerServer {
         if ChunkIndex::containing(range.offset).range(object.stored.size).offset != range.offset || range.is_empty() {
             return Err(Status::invalid_argument(format!("{range} does not begin at a chunk of object {id}")));
         }
-        let reach = if cached_only { Reach::Cache } else { Reach::Source };
+        let reach = match (cached_only, relay) {
+            (true, _) => Reach::Cache,
+            (false, true) => Reach::Relay,
+            (false, false) => Reach::Source,
+        };
         let chunks = stream::iter(range.chunks()).map(move |chunk| {
             let (engine, dataset, object) = (Arc::clone(&engine), Arc::clone(&dataset), object.clone());
             async move { engine.chunk_for_peer(&dataset, &object, chunk, reach).await.map(|read| (chunk, read)) }
@@ -100,6 +105,11 @@ impl Node for PeerServer {
             Err(error) => stream::iter([Err(FetchError::to_status(&error))]).boxed(),
         });
         Ok(Response::new(pieces.boxed()))
+    }
+
+    async fn adopt(&self, request: Request<AdoptRequest>) -> Result<Response<AdoptResponse>, Status> {
+        let engine = self.engine()?;
+        engine.adopt(request.into_inner()).await.map(Response::new)
     }
 }
 

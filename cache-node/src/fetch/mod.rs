@@ -1,39 +1,48 @@
 //! Fetching: makes chunks of objects present on this node, each once however many ask, from the member that owns it or from the source. What
 //! arrives is verified before it is kept.
+//!
+//! Nobody waits for ever, whatever config the others have: a reader's flight may wait for one that relays, that for one that brings, and that
+//! for nobody but the source. Each has memory of its own.
 
 pub mod failure;
 pub mod peers;
 pub mod placement;
+mod probes;
+#[cfg(test)]
+mod simulation;
 pub mod single_flight;
+pub mod turns;
+pub mod worlds;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use forebay_catalog::ObjectId;
-use parking_lot::RwLock;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::dataset::{CatalogObject, Dataset};
+use crate::dataset::CatalogObject;
 use crate::metrics::{Metrics, Origin};
-use crate::source::retry;
-use crate::store::{Store, StoreError};
+use crate::store::StoreError;
 use crate::units::ChunkIndex;
 pub use failure::FetchError;
 use failure::Kind;
-use peers::{PeerAnswer, Peers, Reach};
-use placement::{Hop, Members};
+use peers::{PeerAnswer, Reach};
+use probes::Probes;
 use single_flight::SingleFlight;
+use turns::Turns;
+use worlds::{Chunks, Content, Link, Live, World};
 
 /// Memory for chunks on their way from a source, as much again for those from peers, and for those from the cache to peers: separate, so
 /// that nodes that wait for each other always have room for what the other reads from the source.
 const IN_FLIGHT_BYTES: usize = 128 << 20;
+/// For chunks that are relayed; only where there are replicas in several zones.
+const RELAYED_BYTES: usize = 64 << 20;
 const PERMIT_BYTES: u64 = 4096;
 
-/// What preloads may have in flight: so many small objects, or a quarter as many chunks.
-const PRELOAD_TURNS: usize = 64;
-const TURNS_OF_A_CHUNK: u32 = 4;
-/// Up to this size an object is small.
-const SMALL: u64 = 1 << 20;
+/// How long a member may take for a chunk before the next one is asked: longer than a source's retries.
+const LONGEST_ANSWER: Duration = Duration::from_secs(60);
 
 /// A chunk that has just been fetched.
 #[derive(Clone, Debug)]
@@ -64,79 +73,93 @@ pub enum Ensured {
     Fetched(Fetched),
 }
 
-/// Whom a fetch is for.
+/// Whom a fetch is for, and so whom it may wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Purpose {
-    /// A reader of this machine, or one who is about to read: any member may be asked.
+    /// A reader of this machine, one who is about to read, or a preload: any member may be asked.
     Reader,
-    /// A peer, or a preload: what is not here is read from the source.
+    /// A peer in this node's zone: what is not here is asked of the first owner.
+    Relay,
+    /// A peer: what is not here is read from the source.
     Owner,
+}
+
+impl From<Reach> for Purpose {
+    /// What is done for a peer that asks so.
+    fn from(reach: Reach) -> Self {
+        match reach {
+            Reach::Relay => Self::Relay,
+            Reach::Source | Reach::Cache => Self::Owner,
+        }
+    }
+}
+
+/// A chunk as a peer gets it.
+#[derive(Clone, Debug)]
+pub struct ChunkRead {
+    /// Its bytes, verified.
+    pub bytes: Bytes,
+    /// Their crc32c.
+    pub crc: u32,
+    /// It was here before.
+    pub was_cached: bool,
+    /// To be held while the bytes are on their way.
+    pub memory: Memory,
 }
 
 /// Fetches chunks for one node.
 #[derive(Debug)]
-pub struct Fetcher {
-    store: Arc<Store>,
-    peers: Peers,
-    members: RwLock<Arc<Members>>,
+pub struct Fetcher<W: World = Live> {
+    store: Arc<W::Chunks>,
+    peers: W::Link,
     /// A flight that may ask peers is not one that a peer may wait for: two nodes could wait for each other.
     flights: SingleFlight<(ObjectId, ChunkIndex, Purpose), Result<Ensured, FetchError>>,
+    probes: Probes,
     from_source: Arc<Semaphore>,
     from_peers: Arc<Semaphore>,
+    relayed: Arc<Semaphore>,
     from_cache: Arc<Semaphore>,
-    /// Apart from the readers', so that they never queue behind preloads.
-    preloads: Semaphore,
+    turns: Turns,
     metrics: Arc<Metrics>,
 }
 
-impl Fetcher {
+impl<W: World> Fetcher<W> {
     /// A fetcher into `store`.
-    pub fn new(store: Arc<Store>, peers: Peers, metrics: Arc<Metrics>) -> Self {
-        let memory = || Arc::new(Semaphore::new(IN_FLIGHT_BYTES / PERMIT_BYTES as usize));
+    pub fn new(store: Arc<W::Chunks>, peers: W::Link, metrics: Arc<Metrics>) -> Self {
+        let memory = |bytes: usize| Arc::new(Semaphore::new(bytes / PERMIT_BYTES as usize));
         Self {
             store,
             peers,
-            members: RwLock::new(Arc::new(Members::new(&[], "", &[]))),
             flights: SingleFlight::default(),
-            from_source: memory(),
-            from_peers: memory(),
-            from_cache: memory(),
-            preloads: Semaphore::new(PRELOAD_TURNS),
+            probes: Probes::default(),
+            from_source: memory(IN_FLIGHT_BYTES),
+            from_peers: memory(IN_FLIGHT_BYTES),
+            relayed: memory(RELAYED_BYTES),
+            from_cache: memory(IN_FLIGHT_BYTES),
+            turns: Turns::default(),
             metrics,
         }
     }
 
     /// The peers' connections.
-    pub fn peers(&self) -> &Peers {
+    pub fn peers(&self) -> &W::Link {
         &self.peers
     }
 
-    /// Who owns what.
-    pub fn members(&self) -> Arc<Members> {
-        Arc::clone(&self.members.read())
+    /// What may be loaded ahead at once.
+    pub fn turns(&self) -> &Turns {
+        &self.turns
     }
 
-    /// Others own from now on.
-    pub fn set_members(&self, members: Arc<Members>) {
-        *self.members.write() = members;
-    }
-
-    /// Waits until a preload of so many bytes may begin; the turn ends when the result is dropped.
-    pub async fn preload_turn(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
-        let turns = if bytes > SMALL { TURNS_OF_A_CHUNK } else { 1 };
-        // Never closed.
-        self.preloads.acquire_many(turns).await.ok()
-    }
-
-    /// Memory for a chunk that is to be read from the cache; waits until there is some.
-    pub async fn memory_for_cached(&self, bytes: u64) -> Result<Memory, FetchError> {
-        reserve(&self.from_cache, bytes).await
+    /// Members, or the dataset's placement, have changed: who had nothing may have something now.
+    pub fn forget_probes(&self, dataset_uid: &str) {
+        self.probes.forget(dataset_uid);
     }
 
     /// Makes a chunk present.
     pub async fn ensure(
         self: &Arc<Self>,
-        dataset: &Arc<Dataset>,
+        dataset: &Arc<W::Content>,
         object: &CatalogObject,
         chunk: ChunkIndex,
         purpose: Purpose,
@@ -145,26 +168,99 @@ impl Fetcher {
         if self.store.has(&id, chunk) {
             return Ok(Ensured::Present);
         }
-        if purpose == Purpose::Owner || self.members().owns(&id, chunk.stripe()) {
-            return self.ensure_from_source(dataset, object, chunk).await;
+        let route = dataset.placement().route(&id, chunk, purpose);
+        if route.is_empty() {
+            return self.bring(dataset, object, chunk).await;
         }
         let work = || {
             let (this, dataset, object) = (Arc::clone(self), Arc::clone(dataset), object.clone());
             async move {
-                if let Some(fetched) = this.fetch_from_peers(&dataset, &object, chunk).await? {
-                    return Ok(Ensured::Fetched(fetched));
+                for step in route {
+                    match this.ask(&dataset, &object, chunk, step, purpose).await {
+                        Ok(Some(fetched)) => return Ok(Ensured::Fetched(fetched)),
+                        Ok(None) => {}
+                        // It may have other credentials than this node, old or new; no third one has better ones.
+                        Err(error) if error.kind() == Kind::Source => break,
+                        Err(error) => return Err(error),
+                    }
                 }
-                // A peer that has given up the owner too may have asked this node meanwhile.
-                this.ensure_from_source(&dataset, &object, chunk).await
+                // A peer that has given up the others too may have asked this node meanwhile.
+                this.bring(&dataset, &object, chunk).await
             }
         };
-        flown(self.flights.run((id, chunk, Purpose::Reader), work).await)
+        flown(self.flights.run((id, chunk, purpose), work).await)
     }
 
-    /// The flight that peers may wait for, since it never waits for a peer.
-    async fn ensure_from_source(
+    /// Makes a chunk present that was here and is not any more, or is damaged and forgotten: from any member that holds it, else as for a reader.
+    pub async fn repair(
         self: &Arc<Self>,
-        dataset: &Arc<Dataset>,
+        dataset: &Arc<W::Content>,
+        object: &CatalogObject,
+        chunk: ChunkIndex,
+    ) -> Result<Ensured, FetchError> {
+        for address in dataset.placement().all_holders(&object.stored.id, chunk) {
+            if self.store.has(&object.stored.id, chunk) {
+                return Ok(Ensured::Present);
+            }
+            let step = placement::Step { address, reach: Reach::Cache };
+            if let Ok(Some(fetched)) = self.ask(dataset, object, chunk, step, Purpose::Reader).await {
+                return Ok(Ensured::Fetched(fetched));
+            }
+        }
+        self.ensure(dataset, object, chunk, Purpose::Reader).await
+    }
+
+    /// Takes a chunk from a member that holds it; false when it does not, or can't be reached.
+    pub async fn adopt(
+        self: &Arc<Self>,
+        dataset: &Arc<W::Content>,
+        object: &CatalogObject,
+        chunk: ChunkIndex,
+        holder: SocketAddr,
+    ) -> Result<bool, FetchError> {
+        if self.store.has(&object.stored.id, chunk) {
+            return Ok(true);
+        }
+        let step = placement::Step { address: holder, reach: Reach::Cache };
+        match self.ask(dataset, object, chunk, step, Purpose::Reader).await? {
+            Some(Fetched { kept: Ok(()), .. }) => Ok(true),
+            Some(Fetched { kept: Err(error), .. }) => Err(FetchError::store(&error)),
+            None => Ok(false),
+        }
+    }
+
+    /// A chunk for a peer, from this node's cache or as far as the peer's question reaches; none when it is not here and the peer wants no more
+    /// than that.
+    pub async fn serve(
+        self: &Arc<Self>,
+        dataset: &Arc<W::Content>,
+        object: &CatalogObject,
+        chunk: ChunkIndex,
+        reach: Reach,
+    ) -> Result<Option<ChunkRead>, FetchError> {
+        // Present and then not: evicted or found damaged between two looks.
+        for _ in 0..5 {
+            if self.store.has(&object.stored.id, chunk) {
+                let memory = reserve(&self.from_cache, chunk.range(object.stored.size).length).await?;
+                if let Some((bytes, crc)) = self.store.read_chunk(&object.stored, chunk).await? {
+                    return Ok(Some(ChunkRead { bytes, crc, was_cached: true, memory }));
+                }
+            }
+            if reach == Reach::Cache {
+                return Ok(None);
+            }
+            if let Ensured::Fetched(fetched) = self.ensure(dataset, object, chunk, reach.into()).await? {
+                let Fetched { bytes, crc, was_cached, memory, .. } = fetched;
+                return Ok(Some(ChunkRead { bytes, crc, was_cached, memory }));
+            }
+        }
+        Err(FetchError::internal(format!("object {} does not stay in the cache", object.stored.id)))
+    }
+
+    /// The flight that peers may wait for, since it waits for nobody: questions for what somebody holds are answered at once.
+    async fn bring(
+        self: &Arc<Self>,
+        dataset: &Arc<W::Content>,
         object: &CatalogObject,
         chunk: ChunkIndex,
     ) -> Result<Ensured, FetchError> {
@@ -175,43 +271,79 @@ impl Fetcher {
                 if this.store.has(&object.stored.id, chunk) {
                     return Ok(Ensured::Present);
                 }
-                this.fetch_from_source(&dataset, &object, chunk).await.map(Ensured::Fetched)
+                let memory = reserve(&this.from_source, chunk.range(object.stored.size).length).await?;
+                if let Some(fetched) = this.fetch_from_holders(&dataset, &object, chunk, &memory).await {
+                    return Ok(Ensured::Fetched(fetched));
+                }
+                this.fetch_from_source(&dataset, &object, chunk, memory).await.map(Ensured::Fetched)
             }
         };
         flown(self.flights.run((object.stored.id, chunk, Purpose::Owner), work).await)
     }
 
-    /// None when no member that comes before this node can give the chunk.
-    async fn fetch_from_peers(
+    /// None when nobody who may hold the chunk has it.
+    async fn fetch_from_holders(
         &self,
-        dataset: &Dataset,
+        dataset: &W::Content,
         object: &CatalogObject,
         chunk: ChunkIndex,
-    ) -> Result<Option<Fetched>, FetchError> {
-        for hop in self.members().route(&object.stored.id, chunk.stripe()) {
-            let Hop::Peer(peer) = hop else { break };
-            match self.fetch_from_peer(dataset, object, chunk, peer).await {
-                Ok(None) => {}
-                // It may have other credentials than this node, old or new; no third one has better ones.
-                Err(error) if error.kind() == Kind::Source => break,
-                result => return result,
+        memory: &Memory,
+    ) -> Option<Fetched> {
+        for address in dataset.placement().holders(&object.stored.id, chunk) {
+            if !self.probes.is_worth(dataset.uid(), address) {
+                continue;
+            }
+            let answer = self.question(dataset, object, chunk, placement::Step { address, reach: Reach::Cache }).await;
+            match answer {
+                PeerAnswer::Chunk { .. } => self.probes.note(dataset.uid(), address, true),
+                PeerAnswer::Lacking => self.probes.note(dataset.uid(), address, false),
+                _ => {}
+            }
+            if let Ok(Some(fetched)) = self.take(dataset, object, chunk, answer, memory).await {
+                return Some(fetched);
             }
         }
-        Ok(None)
+        None
     }
 
     /// None when the peer can't be reached or can't help, and the next is to be asked.
-    async fn fetch_from_peer(
+    async fn ask(
         &self,
-        dataset: &Dataset,
+        dataset: &W::Content,
         object: &CatalogObject,
         chunk: ChunkIndex,
-        peer: placement::MemberIndex,
+        step: placement::Step,
+        purpose: Purpose,
     ) -> Result<Option<Fetched>, FetchError> {
-        let Some(address) = self.members().address(peer) else { return Ok(None) };
-        let length = chunk.range(object.stored.size).length;
-        let memory = reserve(&self.from_peers, length).await?;
-        let answer = self.peers.read_chunk(address, dataset.uid(), &object.stored, chunk, Reach::Source).await;
+        let pool = if purpose == Purpose::Relay { &self.relayed } else { &self.from_peers };
+        let memory = reserve(pool, chunk.range(object.stored.size).length).await?;
+        let answer = self.question(dataset, object, chunk, step).await;
+        self.take(dataset, object, chunk, answer, &memory).await
+    }
+
+    async fn question(
+        &self,
+        dataset: &W::Content,
+        object: &CatalogObject,
+        chunk: ChunkIndex,
+        step: placement::Step,
+    ) -> PeerAnswer {
+        let answer = self.peers.read_chunk(step.address, dataset.uid(), &object.stored, chunk, step.reach);
+        tokio::time::timeout(LONGEST_ANSWER, answer).await.unwrap_or_else(|_| {
+            tracing::warn!(address = %step.address, id = %object.stored.id, "a peer takes too long for a chunk; the next one is asked");
+            PeerAnswer::Unavailable
+        })
+    }
+
+    /// Keeps what a peer has answered, if it is the chunk.
+    async fn take(
+        &self,
+        dataset: &W::Content,
+        object: &CatalogObject,
+        chunk: ChunkIndex,
+        answer: PeerAnswer,
+        memory: &Memory,
+    ) -> Result<Option<Fetched>, FetchError> {
         let (bytes, crc, was_cached) = match answer {
             PeerAnswer::Chunk { bytes, crc, was_cached } => (bytes, crc, was_cached),
             PeerAnswer::Damaged => {
@@ -221,21 +353,20 @@ impl Fetcher {
             PeerAnswer::Lacking | PeerAnswer::Unavailable => return Ok(None),
             PeerAnswer::Failed(error) => return Err(error),
         };
-        dataset.counters.add_peer(length);
+        dataset.count_peer_bytes(bytes.len() as u64);
         let kept = self.keep(object, chunk, &bytes, crc).await;
+        let memory = Arc::clone(memory);
         Ok(Some(Fetched { bytes, crc, origin: Origin::Peer, was_cached, kept, memory }))
     }
 
     async fn fetch_from_source(
         &self,
-        dataset: &Dataset,
+        dataset: &W::Content,
         object: &CatalogObject,
         chunk: ChunkIndex,
+        memory: Memory,
     ) -> Result<Fetched, FetchError> {
-        let source = dataset.source(object.source).ok_or_else(|| FetchError::no_source(dataset, object))?;
-        let range = chunk.range(object.stored.size);
-        let memory = reserve(&self.from_source, range.length).await?;
-        let bytes = source.read(retry::READING, &object.version, range).await.map_err(FetchError::from)?;
+        let bytes = dataset.read_source(object, chunk.range(object.stored.size)).await?;
         let crc = crc32c::crc32c(&bytes);
         let kept = self.keep(object, chunk, &bytes, crc).await;
         Ok(Fetched { bytes, crc, origin: Origin::Source, was_cached: false, kept, memory })

@@ -52,6 +52,8 @@ struct Peer {
 pub enum Reach {
     /// From its cache, or else from the source.
     Source,
+    /// From its cache, or else by way of the first owner, or else from the source. Never asked of the first owner, nor by one who relays.
+    Relay,
     /// Only what it has.
     Cache,
 }
@@ -208,6 +210,7 @@ impl Peers {
             offset: range.offset,
             length: range.length,
             cached_only: reach == Reach::Cache,
+            relay: reach == Reach::Relay,
         };
         let mut pieces = client.read_object(request).await?.into_inner();
         let mut all = BytesMut::new();

@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 
 use super::readahead::ReadAhead;
 use crate::dataset::{CatalogObject, Dataset};
-use crate::engine::Engine;
+use crate::engine::{BorrowedCopy, Engine};
 use crate::fetch::{Ensured, FetchError};
 use crate::metrics::Origin;
 use crate::node::Shared;
@@ -42,7 +42,9 @@ struct Session {
 
 /// One open object.
 struct OpenObject {
+    /// Before what is to happen when it has ended.
     lease: Lease,
+    _copy: Option<BorrowedCopy>,
     dataset_uid: String,
     id: ObjectId,
     read_ahead: ReadAhead,
@@ -120,12 +122,17 @@ impl Session {
             .map_err(|_| failed(FailureKind::NotFound, "an object id has 16 bytes"))?;
         let id = ObjectId::from_bytes(id);
         let engine = self.shared.engine().ok_or_else(closed)?;
-        let (_, object) = engine.object(&open.dataset_uid, &id).map_err(|error| fetch_failed(&error))?;
+        let (dataset, object) = engine.object(&open.dataset_uid, &id).map_err(|error| fetch_failed(&error))?;
         let opened = engine.store().open_object(&object.stored).await;
         let opened = opened.map_err(|error| failed(FailureKind::Store, error.to_string()))?;
         let lease = self.next_lease.fetch_add(1, Ordering::Relaxed);
-        let open =
-            OpenObject { lease: opened.lease, dataset_uid: open.dataset_uid, id, read_ahead: ReadAhead::default() };
+        let open = OpenObject {
+            lease: opened.lease,
+            _copy: engine.borrowed_copy(&dataset, &object),
+            dataset_uid: open.dataset_uid,
+            id,
+            read_ahead: ReadAhead::default(),
+        };
         self.leases.lock().insert(lease, Arc::new(open));
         Ok((Opened { lease, size: object.stored.size, complete: opened.complete }, opened.file))
     }

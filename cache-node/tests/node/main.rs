@@ -7,6 +7,7 @@ mod common;
 mod lifecycle;
 mod local;
 mod peer;
+mod placement;
 mod problems;
 mod sources;
 mod speed;

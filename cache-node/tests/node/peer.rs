@@ -34,6 +34,7 @@ async fn a_range_comes_in_whole_chunks_with_checksums_and_nonsense_is_refused() 
         offset: CHUNK,
         length: u64::MAX,
         cached_only: false,
+        relay: false,
     };
     let held = ReadObjectRequest { cached_only: true, ..good.clone() };
     assert!(read(&node, held.clone()).await.unwrap().is_empty(), "nothing is here, and nothing is fetched");

@@ -255,14 +255,20 @@ fn sources_healthy(seen: &Observation<'_>, sources: &[SourceHealth], catalogued:
     Verdict::unknown("NotKnownYet", "no cache node has asked the sources")
 }
 
-/// Sums up what each node owns. Where a node has not reported, nothing is complete.
+/// Sums up what each node is to keep. Where a node has not reported, nothing is complete. Each file counts once, however many nodes keep it: what
+/// half of them have loaded is half loaded.
 fn preload(seen: &Observation<'_>, version: Option<&DatasetVersion>, old: Option<&PreloadProgress>) -> PreloadProgress {
     let reports: Vec<_> = seen.reports.iter().filter_map(|report| report.preload.as_ref()).collect();
-    let sum = |value: fn(&node::PreloadProgress) -> u64| reports.iter().map(|report| value(report)).sum::<u64>();
+    let copies = reports.iter().map(|report| u64::from(report.copies)).max().unwrap_or_default().max(1);
+    let all = |value: fn(&node::PreloadProgress) -> u64| reports.iter().map(|report| value(report)).sum::<u64>();
+    let sum = |value: fn(&node::PreloadProgress) -> u64| all(value) / copies;
+    // Compared before the division, which rounds.
+    let nothing_missing = all(|report| report.loaded_files) >= all(|report| report.total_files)
+        && all(|report| report.loaded_bytes) >= all(|report| report.total_bytes);
     let (total_files, total_bytes) = (sum(|report| report.total_files), sum(|report| report.total_bytes));
     let loaded_files = sum(|report| report.loaded_files).min(total_files);
     let loaded_bytes = sum(|report| report.loaded_bytes).min(total_bytes);
-    let failed_files = sum(|report| report.failed_files);
+    let failed_files = all(|report| report.failed_files).div_ceil(copies);
     let running = reports.iter().any(|report| report.running);
     let (_, all_nodes) = seen.nodes;
     let all_reported = !reports.is_empty() && reports.len() >= all_nodes;
@@ -276,9 +282,7 @@ fn preload(seen: &Observation<'_>, version: Option<&DatasetVersion>, old: Option
     }
     let phase = match () {
         () if version.is_none() || reports.is_empty() => LoadPhase::Pending,
-        () if all_reported && loaded_files == total_files && loaded_bytes == total_bytes && failed_files == 0 => {
-            LoadPhase::Complete
-        }
+        () if all_reported && nothing_missing && failed_files == 0 => LoadPhase::Complete,
         () if failed_files > 0 && !running => LoadPhase::Failed,
         () => LoadPhase::Loading,
     };
@@ -505,6 +509,21 @@ mod tests {
         assert_eq!(status.cache.as_ref().unwrap().percent, 74);
         assert_eq!(status.source.as_deref(), Some("s3://notes/2026/"));
         assert!(in_motion(&status));
+    }
+
+    #[test]
+    fn a_file_that_every_node_keeps_counts_once_and_is_loaded_when_all_have_it() {
+        let everywhere = |loaded: u64| {
+            let mut report = report(loaded, loaded < 1000);
+            let preload = report.preload.as_mut().unwrap();
+            (preload.total_files, preload.total_bytes, preload.copies) = (10, 1000 << 20, 2);
+            report
+        };
+        let loading = observe(&preloading(), None, &[everywhere(1000), everywhere(990)], (2, 2)).preload.unwrap();
+        assert_eq!((loading.total_files, loading.total_bytes), (10, 1000 << 20));
+        assert_eq!((loading.loaded_files, loading.percent, loading.phase), (9, 99, LoadPhase::Loading));
+        let whole = observe(&preloading(), None, &[everywhere(1000), everywhere(1000)], (2, 2)).preload.unwrap();
+        assert_eq!((whole.loaded_files, whole.percent, whole.phase), (10, 100, LoadPhase::Complete));
     }
 
     #[test]
