@@ -28,6 +28,9 @@ const CHANGES: usize = 8;
 /// How many are asked for what they hold when those who should have it can't be reached.
 const SUBSTITUTES: usize = 7;
 
+/// How many members may have come shortly before this node, without having got their share yet.
+const NEWCOMERS: usize = 3;
+
 /// How many are asked in all.
 const MOST_HOLDERS: usize = 12;
 
@@ -56,6 +59,9 @@ struct Rule {
 struct Former {
     rule: Rule,
     until: Instant,
+    /// How many are asked beside the owners. Who has just started does not know what was before: the next in the ranking are those that
+    /// owned it before the last members came.
+    further: usize,
 }
 
 /// A member to ask.
@@ -77,7 +83,7 @@ impl Placement {
     #[must_use]
     pub fn after_start(members: Arc<Members>, config: PlacementConfig) -> Self {
         let rule = Rule::new(Arc::new(members.without_me()), config);
-        let former = if members.is_alone() { Vec::new() } else { vec![Former::until_later(rule)] };
+        let former = if members.is_alone() { Vec::new() } else { vec![Former::until_later(rule, NEWCOMERS)] };
         Self { now: Rule::new(members, config), former }
     }
 
@@ -86,7 +92,7 @@ impl Placement {
     pub fn changed(&self, members: Arc<Members>, config: PlacementConfig) -> Self {
         let mut former = self.former.clone();
         if !self.is_of(&members, config) {
-            former.insert(0, Former::until_later(self.now.clone()));
+            former.insert(0, Former::until_later(self.now.clone(), 0));
             former.truncate(CHANGES);
         }
         Self { now: Rule::new(members, config), former }
@@ -119,15 +125,15 @@ impl Placement {
 
     /// Whether this node was to keep any stripe of an object lately; the new owners may still want it.
     pub fn kept_before(&self, id: &ObjectId, size: u64) -> bool {
-        self.remembered().any(|rule| {
+        self.remembered().any(|Former { rule, .. }| {
             rule.members.me().is_some()
                 && (0..stripe_count(size).max(1)).any(|stripe| rule.keeps(id, StripeIndex(stripe)))
         })
     }
 
-    fn remembered(&self) -> impl Iterator<Item = &Rule> {
+    fn remembered(&self) -> impl Iterator<Item = &Former> {
         let now = Instant::now();
-        self.former.iter().filter(move |former| former.until > now).map(|former| &former.rule)
+        self.former.iter().filter(move |former| former.until > now)
     }
 
     /// The member that reads a chunk from the source; none where nobody owns anything.
@@ -241,13 +247,14 @@ impl Placement {
                 }
             }
         }
-        for rule in self.remembered() {
+        for Former { rule, further, .. } in self.remembered() {
             let count = match rule.config.mode {
                 PlacementMode::Everywhere => FORMER_OF_EVERYWHERE,
                 PlacementMode::Auto | PlacementMode::Sharded => rule.owners(),
             };
-            let before = rule.ranking(id, chunk, Among::Owners).into_iter().take(count);
-            holders.extend(before.filter_map(|member| members.find(rule.members.id(member)?)));
+            let before = rule.ranking(id, chunk, Among::Owners).into_iter();
+            let still_there = before.filter_map(|member| members.find(rule.members.id(member)?));
+            holders.extend(still_there.take(count + further));
         }
         holders
     }
@@ -269,8 +276,8 @@ impl Placement {
 }
 
 impl Former {
-    fn until_later(rule: Rule) -> Self {
-        Self { rule, until: Instant::now() + REMEMBERED }
+    fn until_later(rule: Rule, further: usize) -> Self {
+        Self { rule, until: Instant::now() + REMEMBERED, further }
     }
 }
 

@@ -92,7 +92,7 @@ proptest! {
                 let members = Arc::new(Members::new(&after, &newcomer.placement_id(), &[]));
                 let asked = Placement::after_start(members, auto(1)).holders(&id(object), ChunkIndex(0));
                 let had_it = before.iter().find(|member| member.placement_id() == old[0]).unwrap().address;
-                prop_assert_eq!(asked, [had_it]);
+                prop_assert_eq!(asked.first(), Some(&had_it));
             }
         }
         let fair = 300 / (u32::from(count) + 1);
