@@ -191,8 +191,8 @@ impl Placement {
         let am_owner = me.is_some_and(|me| me < owners);
         let plain = |member: &MemberIndex| (*member, Reach::Source);
         let asked: Vec<_> = match purpose {
-            // Who is asked to relay by one with another config: not this node's to relay.
-            Purpose::Relay if !am_owner => Vec::new(),
+            // Asked to relay by one with another config: the first owner is still the one to bring it.
+            Purpose::Relay if !am_owner => ranking.first().map(plain).into_iter().collect(),
             _ if am_owner => before_me.iter().map(plain).collect(),
             _ => {
                 let (owners, behind) = before_me.split_at(owners.min(before_me.len()));
@@ -249,6 +249,8 @@ impl Placement {
         }
         for Former { rule, further, .. } in self.remembered() {
             let count = match rule.config.mode {
+                // Whose turn it was depends on how many there were; but anyone may have it.
+                PlacementMode::Everywhere if *further > 0 => MOST_HOLDERS,
                 PlacementMode::Everywhere => FORMER_OF_EVERYWHERE,
                 PlacementMode::Auto | PlacementMode::Sharded => rule.owners(),
             };

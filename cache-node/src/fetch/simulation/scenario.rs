@@ -61,7 +61,8 @@ fn new_member(random: &mut Random, n: u64, zones: u64) -> Member {
     Member {
         id: Some(format!("node-{n}")),
         address: address(n),
-        weight: if random.permille(50) { 0 } else { random.within(1, 4) as u32 },
+        // The first one owns something, so that somebody does.
+        weight: if n > 1 && random.permille(50) { 0 } else { random.within(1, 4) as u32 },
         zone: (zones > 0).then(|| format!("zone-{}", random.within(0, zones))),
         state: MemberState::Active,
     }
