@@ -11,6 +11,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
 use forebay_catalog::ObjectId;
 use forebay_protocol::config::{DatasetConfig, RuntimeConfig};
@@ -50,7 +51,9 @@ pub struct Engine {
     holdings: Arc<HoldingsByUid>,
     datasets: Arc<Datasets>,
     members: RwLock<Arc<Members>>,
-    /// A config has been applied since the folder was opened.
+    /// When the folder was opened.
+    opened_at_unix_seconds: i64,
+    /// A config has been applied since then.
     configured: AtomicBool,
     drain: Mutex<Option<drain::Drain>>,
     releaser: release::Releaser,
@@ -99,6 +102,9 @@ impl Engine {
             fetcher: Arc::new(fetcher),
             datasets: Arc::default(),
             members: RwLock::new(Arc::new(Members::new(&[], "", &[]))),
+            opened_at_unix_seconds: SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .map_or(i64::MAX, |since| since.as_secs() as i64),
             configured: AtomicBool::new(false),
             drain: Mutex::default(),
             releaser: release::Releaser::start(Arc::clone(&store)),
@@ -216,6 +222,9 @@ impl Engine {
             let keeper = Keeper { folders: self.folders.clone(), members: Arc::clone(&members) };
             keeper.obtain(&dataset, self.fetcher.peers()).await
         };
+        if catalog.summary().observed_at_unix_seconds > self.opened_at_unix_seconds {
+            dataset.placement.note_new();
+        }
         dataset.set_catalog(Arc::clone(&catalog));
         if let Err(error) = self.folders.remove_others(dataset.uid(), Some(catalog.id())) {
             tracing::warn!(dataset = dataset.config.full_name(), %error, "an earlier catalog could not be removed");

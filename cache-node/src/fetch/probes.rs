@@ -7,9 +7,9 @@ use std::net::SocketAddr;
 use parking_lot::Mutex;
 
 /// So many answers that there is nothing, and not one that there is something, end the asking ...
-const ENOUGH: u32 = 32;
+const ENOUGH: u32 = 256;
 /// ... but for every so many-th question.
-const NOW_AND_THEN: u32 = 64;
+const NOW_AND_THEN: u32 = 16;
 
 /// What came of asking, by dataset and member.
 #[derive(Debug, Default)]
@@ -72,7 +72,7 @@ mod tests {
             assert!(probes.is_worth("d", full));
             probes.note("d", full, round % 8 == 0);
         }
-        assert!((32..64).contains(&asked), "{asked}");
+        assert!((ENOUGH..ENOUGH + 1000 / NOW_AND_THEN).contains(&asked), "{asked}");
         assert!(probes.is_worth("another", empty));
         probes.forget("d");
         assert!(probes.is_worth("d", empty));

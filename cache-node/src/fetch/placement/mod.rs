@@ -7,6 +7,7 @@ mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use forebay_catalog::ObjectId;
@@ -43,6 +44,8 @@ pub struct Placement {
     now: Rule,
     /// The latest first.
     former: Vec<Former>,
+    /// The dataset is younger than this node's last start: what was before that start is of no interest.
+    is_new: Arc<AtomicBool>,
 }
 
 /// Who keeps what at one time.
@@ -59,9 +62,8 @@ struct Rule {
 struct Former {
     rule: Rule,
     until: Instant,
-    /// How many are asked beside the owners. Who has just started does not know what was before: the next in the ranking are those that
-    /// owned it before the last members came.
-    further: usize,
+    /// Who has just started does not know what was before. The next in the ranking are those that owned it before the last members came.
+    at_start: bool,
 }
 
 /// A member to ask.
@@ -76,15 +78,15 @@ pub struct Step {
 impl Placement {
     /// The placement of a dataset that nobody held before.
     pub fn new(members: Arc<Members>, config: PlacementConfig) -> Self {
-        Self { now: Rule::new(members, config), former: Vec::new() }
+        Self { now: Rule::new(members, config), former: Vec::new(), is_new: Arc::default() }
     }
 
     /// The placement on a node that has just started: others may have kept what it owns while it was away, or before it came.
     #[must_use]
     pub fn after_start(members: Arc<Members>, config: PlacementConfig) -> Self {
         let rule = Rule::new(Arc::new(members.without_me()), config);
-        let former = if members.is_alone() { Vec::new() } else { vec![Former::until_later(rule, NEWCOMERS)] };
-        Self { now: Rule::new(members, config), former }
+        let former = if members.is_alone() { Vec::new() } else { vec![Former::until_later(rule, true)] };
+        Self { now: Rule::new(members, config), former, is_new: Arc::default() }
     }
 
     /// The placement after a change of the members or of the dataset's config. What was before that is remembered for a while.
@@ -92,10 +94,15 @@ impl Placement {
     pub fn changed(&self, members: Arc<Members>, config: PlacementConfig) -> Self {
         let mut former = self.former.clone();
         if !self.is_of(&members, config) {
-            former.insert(0, Former::until_later(self.now.clone(), 0));
+            former.insert(0, Former::until_later(self.now.clone(), false));
             former.truncate(CHANGES);
         }
-        Self { now: Rule::new(members, config), former }
+        Self { now: Rule::new(members, config), former, is_new: Arc::clone(&self.is_new) }
+    }
+
+    /// The dataset has come into being since this node was started: nobody can have kept anything of it before.
+    pub fn note_new(&self) {
+        self.is_new.store(true, Ordering::Relaxed);
     }
 
     /// Whether it is made of these.
@@ -132,8 +139,8 @@ impl Placement {
     }
 
     fn remembered(&self) -> impl Iterator<Item = &Former> {
-        let now = Instant::now();
-        self.former.iter().filter(move |former| former.until > now)
+        let (now, is_new) = (Instant::now(), self.is_new.load(Ordering::Relaxed));
+        self.former.iter().filter(move |former| former.until > now && !(is_new && former.at_start))
     }
 
     /// The member that reads a chunk from the source; none where nobody owns anything.
@@ -238,7 +245,7 @@ impl Placement {
         if members.others().any(|member| members.is_leaving(member)) {
             match self.mode() {
                 PlacementMode::Everywhere => {
-                    holders.extend(members.others().filter(|other| members.is_leaving(*other)))
+                    holders.extend(members.others().filter(|other| members.is_leaving(*other)));
                 }
                 PlacementMode::Auto | PlacementMode::Sharded => {
                     let as_if_all_stayed = self.now.ranking(id, chunk, Among::OwnersAndLeaving).into_iter();
@@ -247,16 +254,17 @@ impl Placement {
                 }
             }
         }
-        for Former { rule, further, .. } in self.remembered() {
+        for Former { rule, at_start, .. } in self.remembered() {
             let count = match rule.config.mode {
                 // Whose turn it was depends on how many there were; but anyone may have it.
-                PlacementMode::Everywhere if *further > 0 => MOST_HOLDERS,
+                PlacementMode::Everywhere if *at_start => MOST_HOLDERS,
                 PlacementMode::Everywhere => FORMER_OF_EVERYWHERE,
+                PlacementMode::Auto | PlacementMode::Sharded if *at_start => rule.owners() + NEWCOMERS,
                 PlacementMode::Auto | PlacementMode::Sharded => rule.owners(),
             };
             let before = rule.ranking(id, chunk, Among::Owners).into_iter();
             let still_there = before.filter_map(|member| members.find(rule.members.id(member)?));
-            holders.extend(still_there.take(count + further));
+            holders.extend(still_there.take(count));
         }
         holders
     }
@@ -278,8 +286,8 @@ impl Placement {
 }
 
 impl Former {
-    fn until_later(rule: Rule, further: usize) -> Self {
-        Self { rule, until: Instant::now() + REMEMBERED, further }
+    fn until_later(rule: Rule, at_start: bool) -> Self {
+        Self { rule, until: Instant::now() + REMEMBERED, at_start }
     }
 }
 

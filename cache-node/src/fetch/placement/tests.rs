@@ -222,7 +222,7 @@ async fn what_was_before_a_change_is_forgotten_after_an_hour() {
     // Node 3 comes to own nothing; whoever owns its part now remembers that it did.
     let after = [member(1, 1), member(2, 1), member(3, 0)];
     let changed = seen_by(&before, "node-1", auto(1)).changed(Arc::new(Members::new(&after, "node-1", &[])), auto(1));
-    let moved = (0..)
+    let moved = (0..1000)
         .find(|object| {
             keepers(&before, auto(1), *object) == ["node-3"] && keepers(&after, auto(1), *object) == ["node-1"]
         })

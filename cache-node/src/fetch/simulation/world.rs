@@ -360,7 +360,7 @@ impl Link for SimLink {
 }
 
 impl Content for SimDataset {
-    fn uid(&self) -> &str {
+    fn uid(&self) -> &'static str {
         "sim"
     }
 
