@@ -8,6 +8,7 @@ use forebay_protocol::node;
 use parking_lot::{Mutex, RwLock};
 
 use crate::counters::ReadCounters;
+use crate::fetch::placement::Placement;
 use crate::holdings::Holdings;
 use crate::metrics::{Counter, Metrics, Origin};
 use crate::preload::Failures;
@@ -23,6 +24,8 @@ pub struct Dataset {
     pub config: DatasetConfig,
     /// Its number in the store.
     pub slot: DatasetSlot,
+    /// Who keeps what of it.
+    pub placement: Placement,
     /// What was read; shared with earlier and later configurations.
     pub counters: Arc<ReadCounters>,
     /// Why something could not be preloaded.
@@ -47,7 +50,13 @@ pub struct CatalogObject {
 
 impl Dataset {
     /// The Dataset that `config` describes. Sources that can't be used become problems, not errors.
-    pub fn new(config: DatasetConfig, slot: DatasetSlot, counters: Arc<ReadCounters>, metrics: &Metrics) -> Self {
+    pub fn new(
+        config: DatasetConfig,
+        slot: DatasetSlot,
+        placement: Placement,
+        counters: Arc<ReadCounters>,
+        metrics: &Metrics,
+    ) -> Self {
         let sources = config.mounts.iter().map(|mount| {
             let [source] = mount.sources.as_slice() else {
                 let message = format!("mount {}: has {} sources; give it exactly one", mount.path, mount.sources.len());
@@ -59,6 +68,7 @@ impl Dataset {
         let name = config.full_name();
         Self {
             slot,
+            placement,
             sources: sources.collect(),
             served: [Origin::Local, Origin::Peer, Origin::Source].map(|origin| metrics.read_bytes(&name, origin)),
             counters,
@@ -198,7 +208,7 @@ impl Dataset {
             catalog_problem: self.catalog_problem.lock().as_ref().filter(|_| catalog.is_none()).map(Problem::to_proto),
             cached_bytes: tally.cached_bytes,
             owned_cached_bytes: tally.owned_cached_bytes,
-            preload: preload.map(|_| self.preload_failures.progress(&tally)),
+            preload: preload.map(|_| self.preload_failures.progress(&tally, self.placement.copies())),
             total: Some(self.counters.total()),
             last_hour: Some(self.counters.last_hour()),
             sources: self

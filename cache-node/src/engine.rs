@@ -1,26 +1,31 @@
 //! The parts of a node that work on an open cache folder: store, fetcher, datasets with their tasks. Made when the folder is opened, closed
 //! before it is erased; the servers outlive it.
 
+mod adopt;
+mod drain;
 mod health;
+mod release;
 mod tidy;
 
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
 use forebay_catalog::ObjectId;
-use forebay_protocol::config::{DatasetConfig, PlacementConfig, RuntimeConfig};
+use forebay_protocol::config::{DatasetConfig, RuntimeConfig};
 use forebay_protocol::layout::CacheLayout;
 use forebay_protocol::node;
 use forebay_protocol::tls::Identity;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::catalogue::{CatalogFolders, Keeper};
 use crate::dataset::{CatalogObject, Dataset};
-use crate::fetch::peers::Peers;
-use crate::fetch::placement::Members;
+use crate::fetch::peers::{Peers, Reach};
+use crate::fetch::placement::{Members, Placement};
 use crate::fetch::{Ensured, FetchError, Fetched, Fetcher, Purpose};
 use crate::holdings::Holdings;
 use crate::local::spill::SpillPool;
@@ -30,7 +35,8 @@ use crate::preload::{self, Selection};
 use crate::problem::{Problem, Reason};
 use crate::siblings::Siblings;
 use crate::store::{Store, StoreError, Verdict};
-use crate::units::{ByteRange, ChunkIndex, StripeIndex, chunk_count};
+use crate::units::{ByteRange, ChunkIndex, chunk_count};
+pub use release::BorrowedCopy;
 
 /// Chunks behind a range that an answer tells to be present too.
 const TELL_AHEAD: u32 = 16;
@@ -39,6 +45,7 @@ const TELL_AHEAD: u32 = 16;
 const SPILL_PART: u64 = 4;
 
 type HoldingsByUid = RwLock<HashMap<String, Arc<Holdings>>>;
+type Datasets = RwLock<HashMap<String, Running>>;
 
 /// A cache folder at work.
 #[derive(Debug)]
@@ -49,7 +56,14 @@ pub struct Engine {
     folders: CatalogFolders,
     metrics: Arc<Metrics>,
     holdings: Arc<HoldingsByUid>,
-    datasets: RwLock<HashMap<String, Running>>,
+    datasets: Arc<Datasets>,
+    members: RwLock<Arc<Members>>,
+    /// When the folder was opened.
+    opened_at_unix_seconds: i64,
+    /// A config has been applied since then.
+    configured: AtomicBool,
+    drain: Mutex<Option<drain::Drain>>,
+    releaser: release::Releaser,
     spills: Arc<SpillPool>,
 }
 
@@ -109,7 +123,14 @@ impl Engine {
             folders: CatalogFolders::open(layout).map_err(EngineError::Catalogs)?,
             siblings: Siblings::start(Arc::clone(&fetcher), Arc::clone(&store)),
             fetcher,
-            datasets: RwLock::default(),
+            datasets: Arc::default(),
+            members: RwLock::new(Arc::new(Members::new(&[], "", &[]))),
+            opened_at_unix_seconds: SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .map_or(i64::MAX, |since| since.as_secs() as i64),
+            configured: AtomicBool::new(false),
+            drain: Mutex::default(),
+            releaser: release::Releaser::start(Arc::clone(&store)),
             spills: Arc::default(),
             store,
             metrics,
@@ -144,17 +165,17 @@ impl Engine {
         addresses: &[SocketAddr],
     ) -> Result<(), EngineError> {
         let members = Arc::new(Members::new(&config.members, node_id, addresses));
-        let same_members = *self.fetcher.members() == *members;
+        let same_members = **self.members.read() == *members;
         if !same_members {
             if !members.includes_me() {
                 tracing::warn!(node_id, ?addresses, "this node is not among the members: it owns nothing");
             }
             let others: Vec<_> = config.members.iter().map(|member| member.address).collect();
             self.fetcher.peers().retain(&others);
-            self.fetcher.set_members(Arc::clone(&members));
-            let placed = Arc::clone(&members);
-            self.store.set_ownership(Arc::new(move |id| placed.owns(id, StripeIndex(0))));
+            *self.members.write() = Arc::clone(&members);
         }
+        let datasets = Arc::clone(&self.datasets);
+        self.store.set_ownership(Arc::new(move |id| keeps(&datasets, id)));
         self.store.set_capacity(config.node.capacity_bytes);
         self.spills.set_limit(config.node.memory_bytes / SPILL_PART);
         for dataset in &config.datasets {
@@ -176,6 +197,8 @@ impl Engine {
             }
             self.holdings.write().remove(uid);
         }
+        self.configured.store(true, Ordering::Relaxed);
+        self.drain_if_leaving(&members);
         self.tidy().await;
         Ok(())
     }
@@ -187,11 +210,20 @@ impl Engine {
         members: &Arc<Members>,
     ) -> Result<(), EngineError> {
         let slot = self.store.dataset(&config.uid)?;
+        // Who owns nothing keeps what it has until it has gone.
         let share = if members.my_share() > 0.0 { members.my_share() } else { 1.0 };
         let limit = config.capacity_bytes.map(|bytes| (bytes as f64 * share) as u64);
         self.store.set_dataset_limit(slot, limit);
         let counters = before.map(|before| Arc::clone(&before.counters)).unwrap_or_default();
-        let dataset = Arc::new(Dataset::new(config.clone(), slot, counters, &self.metrics));
+        let placement = match before {
+            Some(before) => before.placement.changed(Arc::clone(members), config.placement),
+            None if !self.configured.load(Ordering::Relaxed) => {
+                Placement::after_start(Arc::clone(members), config.placement)
+            }
+            None => Placement::new(Arc::clone(members), config.placement),
+        };
+        self.fetcher.forget_probes(&config.uid);
+        let dataset = Arc::new(Dataset::new(config.clone(), slot, placement, counters, &self.metrics));
         let on_disk = self.folders.existing(&config.uid).map_err(EngineError::Catalogs)?;
         let known = before.and_then(Dataset::catalog).into_iter().chain(on_disk);
         if let Some(catalog) = known.into_iter().find(|catalog| dataset.accepts(catalog).is_ok()) {
@@ -220,16 +252,19 @@ impl Engine {
             let keeper = Keeper { folders: self.folders.clone(), members: Arc::clone(&members) };
             keeper.obtain(&dataset, self.fetcher.peers()).await
         };
+        if catalog.summary().observed_at_unix_seconds > self.opened_at_unix_seconds {
+            dataset.placement.note_new();
+        }
         dataset.set_catalog(Arc::clone(&catalog));
         if let Err(error) = self.folders.remove_others(dataset.uid(), Some(catalog.id())) {
             tracing::warn!(dataset = dataset.config.full_name(), %error, "an earlier catalog could not be removed");
         }
-        let selection = Selection::new(dataset.config.preload.as_ref()).or_else(|error| {
+        let selection = Selection::of(dataset.config.preload.as_ref(), dataset.placement.mode()).or_else(|error| {
             tracing::error!(dataset = dataset.config.full_name(), %error, "nothing is preloaded: a pattern can't be used");
             Selection::new(None)
         });
         let Ok(selection) = selection else { return };
-        let holdings = Arc::new(Holdings::new(catalog, members, selection));
+        let holdings = Arc::new(Holdings::new(catalog, dataset.placement.clone(), selection));
         self.holdings.write().insert(dataset.uid().to_owned(), Arc::clone(&holdings));
         let (counted, store) = (Arc::clone(&holdings), Arc::clone(&self.store));
         if let Err(error) = tokio::task::spawn_blocking(move || counted.count(&store)).await {
@@ -291,15 +326,16 @@ impl Engine {
         self.siblings.observe(dataset, object, false);
     }
 
-    /// Makes a chunk present for a peer, from the source if need be.
+    /// Makes a chunk present for a peer, as far as its question reaches.
     pub async fn bring_for_peer(
         &self,
         dataset: &Arc<Dataset>,
         object: &CatalogObject,
         chunk: ChunkIndex,
+        reach: Reach,
     ) -> Result<Brought, FetchError> {
         self.siblings.observe(dataset, object, !self.store.has(&object.stored.id, chunk));
-        match self.fetcher.ensure(dataset, object, chunk, Purpose::Owner).await? {
+        match self.fetcher.ensure(dataset, object, chunk, reach.into()).await? {
             Ensured::Present => Ok(Brought::Kept { was_cached: true }),
             Ensured::Fetched(fetched) if fetched.kept.is_ok() => Ok(Brought::Kept { was_cached: fetched.was_cached }),
             Ensured::Fetched(fetched) => Ok(Brought::Passing(fetched)),
@@ -356,21 +392,12 @@ impl Engine {
             );
             return Err(Problem::new(Reason::InvalidSource, message));
         }
-        let planned = config
-            .datasets
-            .iter()
-            .find(|dataset| dataset.placement != PlacementConfig::default() || dataset.pin.is_some());
-        if let Some(dataset) = planned {
-            let message =
-                format!("dataset {}: placement and pin are not supported yet; leave them out", dataset.full_name());
+        if let Some(dataset) = config.datasets.iter().find(|dataset| dataset.pin.is_some()) {
+            let message = format!("dataset {}: pin is not supported yet; leave it out", dataset.full_name());
             return Err(Problem::new(Reason::InvalidSource, message));
         }
-        let leaving = config.members.iter().any(|member| !member.state.is_active());
-        if leaving || !config.quotas.is_empty() {
-            return Err(Problem::new(
-                Reason::InvalidSource,
-                "leaving members and quotas are not supported yet; leave them out",
-            ));
+        if !config.quotas.is_empty() {
+            return Err(Problem::new(Reason::InvalidSource, "quotas are not supported yet; leave them out"));
         }
         // A UID is the name of a folder.
         let bad = uids.iter().find(|uid| {
@@ -386,8 +413,25 @@ impl Engine {
 
     /// Ends all tasks and closes the cache folder.
     pub async fn close(&self) {
+        drop(self.drain.lock().take());
         self.datasets.write().clear();
         self.holdings.write().clear();
         self.store.close().await;
     }
+}
+
+/// Whether this node is to keep an object, for any dataset that has it. Of what no catalog tells anything, it is.
+fn keeps(datasets: &Datasets, id: &ObjectId) -> bool {
+    let datasets = datasets.read();
+    let mut known = false;
+    for Running { dataset, .. } in datasets.values() {
+        let Some(catalog) = dataset.catalog() else { return true };
+        if let Some(record) = catalog.table().find(id) {
+            known = true;
+            if dataset.placement.keeps_any(id, record.size) {
+                return true;
+            }
+        }
+    }
+    !known
 }

@@ -4,23 +4,24 @@
 use std::sync::Arc;
 
 use forebay_catalog::{Catalog, ObjectId, ObjectRecord, ObjectTable};
+use forebay_protocol::config::PlacementMode;
 use parking_lot::Mutex;
 
-use crate::fetch::placement::Members;
+use crate::fetch::placement::Placement;
 use crate::preload::Selection;
 use crate::store::{Change, Presence, Store};
 use crate::units::{CHUNKS_PER_STRIPE, ChunkIndex, StripeIndex, chunk_count, stripe_count};
 
-/// The sums. Bytes and files that are selected for preloading are counted only where this node owns them.
+/// The sums. What is selected for preloading is counted on each node that is to keep it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Bytes of the dataset on this node.
     pub cached_bytes: u64,
-    /// Of these, bytes of stripes that this node owns.
+    /// Of these, bytes that this node reads from the source when they are missing: each byte of the dataset counts on one node.
     pub owned_cached_bytes: u64,
-    /// Files to preload; a file of several stripes counts where its first one is owned.
+    /// Files to preload; a file of several stripes counts where its first one is kept.
     pub total_files: u64,
-    /// Of these, with all stripes owned here present.
+    /// Of these, with all stripes that are kept here present.
     pub loaded_files: u64,
     /// Bytes to preload.
     pub total_bytes: u64,
@@ -28,13 +29,13 @@ pub struct Tally {
     pub loaded_bytes: u64,
 }
 
-/// The sums for one catalog, one set of members and one preload.
+/// The sums for one catalog, one placement and one preload.
 #[derive(Debug)]
 pub struct Holdings {
     /// The catalog.
     pub catalog: Arc<Catalog>,
-    /// Who owns what.
-    pub members: Arc<Members>,
+    /// Who keeps what.
+    pub placement: Placement,
     /// What to preload.
     pub selection: Selection,
     state: Mutex<State>,
@@ -55,9 +56,9 @@ enum Counted {
 
 impl Holdings {
     /// Nothing is counted yet.
-    pub fn new(catalog: Arc<Catalog>, members: Arc<Members>, selection: Selection) -> Self {
+    pub fn new(catalog: Arc<Catalog>, placement: Placement, selection: Selection) -> Self {
         let state = State { tally: Tally::default(), counted: Counted::UpTo((0, [0; 16])) };
-        Self { catalog, members, selection, state: Mutex::new(state) }
+        Self { catalog, placement, selection, state: Mutex::new(state) }
     }
 
     /// Counts everything once. Changes must be applied from before this begins.
@@ -104,10 +105,17 @@ impl Holdings {
         if !selected && part.cached_bytes == 0 {
             return part;
         }
+        let everywhere = self.placement.mode() == PlacementMode::Everywhere;
+        if everywhere {
+            part.owned_cached_bytes = self.brought_bytes(record, presence);
+        }
         for stripe in (0..stripe_count(record.size)).map(StripeIndex) {
-            if self.members.owns(&record.id, stripe) {
+            let first_chunk = ChunkIndex(stripe.0 * CHUNKS_PER_STRIPE);
+            if self.placement.keeps(&record.id, stripe) {
                 let (bytes, present) = stripe_bytes(record.size, stripe, presence);
-                part.owned_cached_bytes += present;
+                if !everywhere && self.placement.is_bringer(&record.id, first_chunk) {
+                    part.owned_cached_bytes += present;
+                }
                 if selected {
                     part.total_bytes += bytes;
                     part.loaded_bytes += present;
@@ -119,6 +127,18 @@ impl Holdings {
             part.loaded_files = 1;
         }
         part
+    }
+
+    /// The bytes of an object that are here and that this node brings.
+    fn brought_bytes(&self, record: &ObjectRecord<'_>, presence: &Presence) -> u64 {
+        let here = |chunk: &ChunkIndex| match presence {
+            Presence::Absent => false,
+            Presence::Complete => true,
+            Presence::Partial(chunks) => chunks.contains(*chunk),
+        };
+        let chunks = (0..chunk_count(record.size)).map(ChunkIndex).filter(here);
+        let brought = chunks.filter(|chunk| self.placement.is_bringer(&record.id, *chunk));
+        brought.map(|chunk| chunk.range(record.size).length).sum()
     }
 }
 

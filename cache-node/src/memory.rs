@@ -29,6 +29,8 @@ pub struct Shares {
     pub from_source: Share,
     /// Chunks on their way from a peer.
     pub from_peers: Share,
+    /// Chunks on their way from the first owner to a peer; only where there are replicas in several zones.
+    pub relayed: Share,
     /// Bytes on their way to peers that can't be sent straight from a file.
     pub to_peers: Share,
     /// Chunks on their way to readers of this machine.
@@ -52,9 +54,10 @@ impl Shares {
         let sixteenth = bytes.max(LEAST) / 16;
         let connections = usize::try_from(2 * sixteenth / CONNECTION).unwrap_or(Semaphore::MAX_PERMITS);
         Self {
-            index: 4 * sixteenth,
+            index: 3 * sixteenth,
             from_source: Share::of(3 * sixteenth),
             from_peers: Share::of(3 * sixteenth),
+            relayed: Share::of(sixteenth),
             to_peers: Share::of(2 * sixteenth),
             local: Share::of(sixteenth),
             buffers: Buffers::of(sixteenth),
@@ -143,7 +146,8 @@ mod tests {
     async fn the_shares_add_up_to_no_more_than_the_budget_and_each_holds_a_chunk() {
         for bytes in [LEAST, 100 << 20, 512 << 20, 7 << 30] {
             let shares = Shares::of(bytes);
-            let pieces = [&shares.from_source, &shares.from_peers, &shares.to_peers, &shares.local].map(Share::free);
+            let pieces = [&shares.from_source, &shares.from_peers, &shares.relayed, &shares.to_peers, &shares.local]
+                .map(Share::free);
             assert!(pieces.iter().all(|piece| *piece >= CHUNK_BYTES), "{pieces:?}");
             let connections = shares.connections.available_permits() as u64 * CONNECTION;
             let buffers = shares.buffers.most as u64 * CHUNK_BYTES;

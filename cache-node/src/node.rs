@@ -227,6 +227,7 @@ impl Shared {
             cached_bytes: engine.as_ref().map(|engine| engine.store().used_bytes()).unwrap_or_default(),
             erased: self.erased.load(Ordering::Relaxed),
             datasets: engine.as_ref().map(|engine| engine.status()).unwrap_or_default(),
+            drain: engine.as_ref().and_then(|engine| engine.drain_status()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             disk_faults: engine.as_ref().map(|engine| engine.store().faults().status()).unwrap_or_default(),
             verification_failures: self.metrics.verification_failures(),

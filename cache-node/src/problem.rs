@@ -39,6 +39,14 @@ pub enum Reason {
     WaitingForCatalog,
     /// The node's own disk fails.
     StoreFailed,
+    /// The cache is full of what may not be evicted for this.
+    NoRoom,
+    /// Another node has not taken all that was handed over to it.
+    HandingOver,
+    /// Another node's config says that this one keeps something, and this one's does not.
+    NotOwner,
+    /// Another node does not answer, or not with what was asked for.
+    PeerUnavailable,
 }
 
 impl Problem {

@@ -44,6 +44,8 @@ const WAS_CACHED: u8 = 1;
 pub enum Reach {
     /// From its cache, or else from the source.
     Source,
+    /// From its cache, or else by way of the first owner, or else from the source. Never asked of the first owner, nor by one who relays.
+    Relay,
     /// Only what it has.
     Cache,
 }
@@ -284,6 +286,7 @@ fn decode_item(kind: u8, bytes: &[u8; ITEM_BYTES]) -> Result<Item, FrameError> {
     let reach = match reach {
         0 => Reach::Source,
         1 => Reach::Cache,
+        2 => Reach::Relay,
         _ => return Err(FrameError::Field { kind, field: "reach" }),
     };
     let (number, chunk) = (u32::from_le_bytes([n0, n1, n2, n3]), u32::from_le_bytes([c0, c1, c2, c3]));
@@ -311,6 +314,7 @@ fn encode_named(kind: u8, dataset_uid: &str, items: &[Item], to: &mut Vec<u8>) {
         to.push(match item.reach {
             Reach::Source => 0,
             Reach::Cache => 1,
+            Reach::Relay => 2,
         });
     }
 }
@@ -370,8 +374,8 @@ mod tests {
     use super::*;
 
     fn item() -> impl Strategy<Value = Item> {
-        (any::<u32>(), any::<[u8; 16]>(), any::<u32>(), any::<bool>()).prop_map(|(number, object, chunk, cache)| {
-            let reach = if cache { Reach::Cache } else { Reach::Source };
+        (any::<u32>(), any::<[u8; 16]>(), any::<u32>(), 0_usize..3).prop_map(|(number, object, chunk, reach)| {
+            let reach = [Reach::Source, Reach::Cache, Reach::Relay][reach];
             Item { number, object, chunk, reach }
         })
     }

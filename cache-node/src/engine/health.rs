@@ -8,7 +8,7 @@ use forebay_protocol::layout::CacheLayout;
 use futures::{StreamExt, stream};
 
 use super::Engine;
-use crate::fetch::{Ensured, Fetched};
+use crate::fetch::{Ensured, Fetched, Purpose};
 use crate::store::scrub::Pace;
 use crate::units::ChunkIndex;
 
@@ -84,7 +84,7 @@ impl Engine {
             faults.mended(id, chunk);
             return Mended::Yes;
         };
-        match self.fetcher.repair(dataset, &object, chunk).await {
+        match self.fetcher.ensure(dataset, &object, chunk, Purpose::Reader).await {
             Ok(Ensured::Present) => {
                 faults.mended(id, chunk);
                 Mended::Yes

@@ -1,36 +1,44 @@
 //! Fetching: makes chunks of objects present on this node, each once however many ask, from the member that owns it or from the source. What
 //! arrives is verified before it is kept.
+//!
+//! Nobody waits for ever, whatever config the others have: a reader's flight may wait for one that relays, that for one that brings, and that
+//! for nobody but the source. Each has memory of its own.
 
 pub mod failure;
 pub mod peers;
 pub mod placement;
-mod repair;
+mod probes;
+#[cfg(test)]
+mod simulation;
 pub mod single_flight;
+pub mod turns;
+pub mod worlds;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use forebay_catalog::ObjectId;
-use parking_lot::RwLock;
-use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::dataset::{CatalogObject, Dataset};
+use crate::dataset::CatalogObject;
 use crate::memory::{Memory, Share, Shares};
 use crate::metrics::{Metrics, Origin};
-use crate::source::retry;
-use crate::store::{Store, StoreError};
+use crate::store::StoreError;
 use crate::units::ChunkIndex;
 pub use failure::FetchError;
 use failure::Kind;
-use peers::{PeerAnswer, Peers, Reach};
-use placement::{Hop, Members};
+use peers::{PeerAnswer, Reach};
+use probes::Probes;
 use single_flight::SingleFlight;
+use turns::Turns;
+use worlds::{Chunks, Content, Link, Live, World};
 
-/// What preloads may have in flight: so many small objects, or a quarter as many chunks.
-const PRELOAD_TURNS: usize = 64;
-const TURNS_OF_A_CHUNK: u32 = 4;
-/// Up to this size an object is small.
-const SMALL: u64 = 1 << 20;
+/// Most members that are asked for a chunk that is lost, the likely ones first: behind these hardly anybody has a copy.
+const MOST_ASKED: usize = 8;
+
+/// How long a member may take for a chunk before the next one is asked: longer than a source's retries.
+const LONGEST_ANSWER: Duration = Duration::from_secs(60);
 
 /// A chunk that has just been fetched.
 #[derive(Clone, Debug)]
@@ -58,65 +66,59 @@ pub enum Ensured {
     Fetched(Fetched),
 }
 
-/// Whom a fetch is for.
+/// Whom a fetch is for, and so whom it may wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Purpose {
-    /// A reader of this machine, or one who is about to read: any member may be asked.
+    /// A reader of this machine, one who is about to read, or a preload: any member may be asked.
     Reader,
-    /// A peer, or a preload: what is not here is read from the source.
+    /// A peer in this node's zone: what is not here is asked of the first owner.
+    Relay,
+    /// A peer: what is not here is read from the source.
     Owner,
     /// A chunk that was here and is lost: any member is asked for what it has, nobody asks further.
     Repair,
 }
 
+impl From<Reach> for Purpose {
+    /// What is done for a peer that asks so.
+    fn from(reach: Reach) -> Self {
+        match reach {
+            Reach::Relay => Self::Relay,
+            Reach::Source | Reach::Cache => Self::Owner,
+        }
+    }
+}
+
 /// Fetches chunks for one node.
 #[derive(Debug)]
-pub struct Fetcher {
-    store: Arc<Store>,
-    peers: Peers,
-    members: RwLock<Arc<Members>>,
+pub struct Fetcher<W: World = Live> {
+    store: Arc<W::Chunks>,
+    peers: W::Link,
     /// A flight that may ask peers is not one that a peer may wait for: two nodes could wait for each other.
     flights: SingleFlight<(ObjectId, ChunkIndex, Purpose), Result<Ensured, FetchError>>,
+    probes: Probes,
     memory: Shares,
-    /// Apart from the readers', so that they never queue behind preloads.
-    preloads: Semaphore,
+    turns: Turns,
     metrics: Arc<Metrics>,
 }
 
-impl Fetcher {
+impl<W: World> Fetcher<W> {
     /// A fetcher into `store`.
-    pub fn new(store: Arc<Store>, peers: Peers, memory: Shares, metrics: Arc<Metrics>) -> Self {
+    pub fn new(store: Arc<W::Chunks>, peers: W::Link, memory: Shares, metrics: Arc<Metrics>) -> Self {
         Self {
             store,
             peers,
-            members: RwLock::new(Arc::new(Members::new(&[], "", &[]))),
             flights: SingleFlight::default(),
+            probes: Probes::default(),
             memory,
-            preloads: Semaphore::new(PRELOAD_TURNS),
+            turns: Turns::default(),
             metrics,
         }
     }
 
     /// The peers' connections.
-    pub fn peers(&self) -> &Peers {
+    pub fn peers(&self) -> &W::Link {
         &self.peers
-    }
-
-    /// Who owns what.
-    pub fn members(&self) -> Arc<Members> {
-        Arc::clone(&self.members.read())
-    }
-
-    /// Others own from now on.
-    pub fn set_members(&self, members: Arc<Members>) {
-        *self.members.write() = members;
-    }
-
-    /// Waits until a preload of so many bytes may begin; the turn ends when the result is dropped.
-    pub async fn preload_turn(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
-        let turns = if bytes > SMALL { TURNS_OF_A_CHUNK } else { 1 };
-        // Never closed.
-        self.preloads.acquire_many(turns).await.ok()
     }
 
     /// The node's memory.
@@ -124,10 +126,20 @@ impl Fetcher {
         &self.memory
     }
 
+    /// What may be loaded ahead at once.
+    pub fn turns(&self) -> &Turns {
+        &self.turns
+    }
+
+    /// Members, or the dataset's placement, have changed: who had nothing may have something now.
+    pub fn forget_probes(&self, dataset_uid: &str) {
+        self.probes.forget(dataset_uid);
+    }
+
     /// Makes a chunk present.
     pub async fn ensure(
         self: &Arc<Self>,
-        dataset: &Arc<Dataset>,
+        dataset: &Arc<W::Content>,
         object: &CatalogObject,
         chunk: ChunkIndex,
         purpose: Purpose,
@@ -137,11 +149,14 @@ impl Fetcher {
             return Ok(Ensured::Present);
         }
         // It was here: whoever has it is asked before the source is.
-        if self.store.faults().is_lost(&id, chunk) {
-            return self.repair(dataset, object, chunk).await;
+        if self.store.is_lost(&id, chunk)
+            && let Some(ensured) = self.from_any_holder(dataset, object, chunk).await
+        {
+            return Ok(ensured);
         }
-        if purpose == Purpose::Owner || self.members().owns(&id, chunk.stripe()) {
-            return self.ensure_from_source(dataset, object, chunk).await;
+        let route = dataset.placement().route(&id, chunk, purpose);
+        if route.is_empty() {
+            return self.bring(dataset, object, chunk).await;
         }
         let work = || {
             let (this, dataset, object) = (Arc::clone(self), Arc::clone(dataset), object.clone());
@@ -150,20 +165,71 @@ impl Fetcher {
                 if this.store.has(&object.stored.id, chunk) {
                     return Ok(Ensured::Present);
                 }
-                if let Some(fetched) = this.fetch_from_peers(&dataset, &object, chunk).await? {
-                    return Ok(Ensured::Fetched(fetched));
+                for step in route {
+                    match this.ask(&dataset, &object, chunk, step, purpose).await {
+                        Ok(Some(fetched)) => return Ok(Ensured::Fetched(fetched)),
+                        Ok(None) => {}
+                        // It may have other credentials than this node, old or new; no third one has better ones.
+                        Err(error) if error.kind() == Kind::Source => break,
+                        Err(error) => return Err(error),
+                    }
                 }
-                // A peer that has given up the owner too may have asked this node meanwhile.
-                this.ensure_from_source(&dataset, &object, chunk).await
+                // A peer that has given up the others too may have asked this node meanwhile.
+                this.bring(&dataset, &object, chunk).await
             }
         };
-        flown(self.flights.run((id, chunk, Purpose::Reader), work).await)
+        flown(self.flights.run((id, chunk, purpose), work).await)
     }
 
-    /// The flight that peers may wait for, since it never waits for a peer.
-    async fn ensure_from_source(
+    /// A chunk that was here and is lost, from any member that holds it. Nobody who is asked asks further, so any flight may wait for this one.
+    async fn from_any_holder(
         self: &Arc<Self>,
-        dataset: &Arc<Dataset>,
+        dataset: &Arc<W::Content>,
+        object: &CatalogObject,
+        chunk: ChunkIndex,
+    ) -> Option<Ensured> {
+        let id = object.stored.id;
+        let work = || {
+            let (this, dataset, object) = (Arc::clone(self), Arc::clone(dataset), object.clone());
+            async move {
+                for address in dataset.placement().all_holders(&id, chunk).into_iter().take(MOST_ASKED) {
+                    if this.store.has(&id, chunk) {
+                        return Ok(Ensured::Present);
+                    }
+                    let step = placement::Step { address, reach: Reach::Cache };
+                    if let Some(fetched) = this.ask(&dataset, &object, chunk, step, Purpose::Repair).await? {
+                        return Ok(Ensured::Fetched(fetched));
+                    }
+                }
+                Err(FetchError::not_found(format!("no member has chunk {} of object {id}", chunk.0)))
+            }
+        };
+        flown(self.flights.run((id, chunk, Purpose::Repair), work).await).ok()
+    }
+
+    /// Takes a chunk from a member that holds it; false when it does not, or can't be reached.
+    pub async fn adopt(
+        self: &Arc<Self>,
+        dataset: &Arc<W::Content>,
+        object: &CatalogObject,
+        chunk: ChunkIndex,
+        holder: SocketAddr,
+    ) -> Result<bool, FetchError> {
+        if self.store.has(&object.stored.id, chunk) {
+            return Ok(true);
+        }
+        let step = placement::Step { address: holder, reach: Reach::Cache };
+        match self.ask(dataset, object, chunk, step, Purpose::Reader).await? {
+            Some(Fetched { kept: Ok(()), .. }) => Ok(true),
+            Some(Fetched { kept: Err(error), .. }) => Err(FetchError::store(&error)),
+            None => Ok(false),
+        }
+    }
+
+    /// The flight that peers may wait for, since it waits for nobody: questions for what somebody holds are answered at once.
+    async fn bring(
+        self: &Arc<Self>,
+        dataset: &Arc<W::Content>,
         object: &CatalogObject,
         chunk: ChunkIndex,
     ) -> Result<Ensured, FetchError> {
@@ -174,43 +240,83 @@ impl Fetcher {
                 if this.store.has(&object.stored.id, chunk) {
                     return Ok(Ensured::Present);
                 }
+                if let Some(fetched) = this.fetch_from_holders(&dataset, &object, chunk).await? {
+                    return Ok(Ensured::Fetched(fetched));
+                }
                 this.fetch_from_source(&dataset, &object, chunk).await.map(Ensured::Fetched)
             }
         };
         flown(self.flights.run((object.stored.id, chunk, Purpose::Owner), work).await)
     }
 
-    /// None when no member that comes before this node can give the chunk.
-    async fn fetch_from_peers(
+    /// None when nobody who may hold the chunk has it.
+    async fn fetch_from_holders(
         &self,
-        dataset: &Dataset,
+        dataset: &W::Content,
         object: &CatalogObject,
         chunk: ChunkIndex,
     ) -> Result<Option<Fetched>, FetchError> {
-        for hop in self.members().route(&object.stored.id, chunk.stripe()) {
-            let Hop::Peer(peer) = hop else { break };
-            match self.fetch_from_peer(dataset, object, chunk, peer).await {
-                Ok(None) => {}
-                // It may have other credentials than this node, old or new; no third one has better ones.
-                Err(error) if error.kind() == Kind::Source => break,
-                result => return result,
+        for address in dataset.placement().holders(&object.stored.id, chunk) {
+            if !self.probes.is_worth(dataset.uid(), address) {
+                continue;
+            }
+            // Who brings waits for no memory that a reader's flight may hold.
+            let memory = reserve(&self.memory.from_source, chunk.range(object.stored.size).length).await?;
+            let answer = self.question(dataset, object, chunk, placement::Step { address, reach: Reach::Cache }).await;
+            match answer {
+                PeerAnswer::Chunk { .. } => self.probes.note(dataset.uid(), address, true),
+                PeerAnswer::Lacking => self.probes.note(dataset.uid(), address, false),
+                _ => {}
+            }
+            if let Ok(Some(fetched)) = self.take(dataset, object, chunk, answer, &memory).await {
+                return Ok(Some(fetched));
             }
         }
         Ok(None)
     }
 
     /// None when the peer can't be reached or can't help, and the next is to be asked.
-    async fn fetch_from_peer(
+    async fn ask(
         &self,
-        dataset: &Dataset,
+        dataset: &W::Content,
         object: &CatalogObject,
         chunk: ChunkIndex,
-        peer: placement::MemberIndex,
+        step: placement::Step,
+        purpose: Purpose,
     ) -> Result<Option<Fetched>, FetchError> {
-        let Some(address) = self.members().address(peer) else { return Ok(None) };
-        let length = chunk.range(object.stored.size).length;
-        let memory = reserve(&self.memory.from_peers, length).await?;
-        let answer = self.peers.read_chunk(address, dataset.uid(), &object.stored, chunk, Reach::Source).await;
+        let pool = match purpose {
+            Purpose::Reader => &self.memory.from_peers,
+            Purpose::Relay => &self.memory.relayed,
+            Purpose::Owner | Purpose::Repair => &self.memory.from_source,
+        };
+        let memory = reserve(pool, chunk.range(object.stored.size).length).await?;
+        let answer = self.question(dataset, object, chunk, step).await;
+        self.take(dataset, object, chunk, answer, &memory).await
+    }
+
+    async fn question(
+        &self,
+        dataset: &W::Content,
+        object: &CatalogObject,
+        chunk: ChunkIndex,
+        step: placement::Step,
+    ) -> PeerAnswer {
+        let answer = self.peers.read_chunk(step.address, dataset.uid(), &object.stored, chunk, step.reach);
+        tokio::time::timeout(LONGEST_ANSWER, answer).await.unwrap_or_else(|_| {
+            tracing::warn!(address = %step.address, id = %object.stored.id, "a peer takes too long for a chunk; the next one is asked");
+            PeerAnswer::Unavailable
+        })
+    }
+
+    /// Keeps what a peer has answered, if it is the chunk.
+    async fn take(
+        &self,
+        dataset: &W::Content,
+        object: &CatalogObject,
+        chunk: ChunkIndex,
+        answer: PeerAnswer,
+        memory: &Memory,
+    ) -> Result<Option<Fetched>, FetchError> {
         let (bytes, crc, was_cached) = match answer {
             PeerAnswer::Chunk { bytes, crc, was_cached } => (bytes, crc, was_cached),
             PeerAnswer::Damaged => {
@@ -220,22 +326,20 @@ impl Fetcher {
             PeerAnswer::Lacking | PeerAnswer::Unavailable => return Ok(None),
             PeerAnswer::Failed(error) => return Err(error),
         };
-        dataset.counters.add_peer(length);
+        dataset.count_peer_bytes(bytes.len() as u64);
         let kept = self.keep(object, chunk, &bytes, crc).await;
+        let memory = Arc::clone(memory);
         Ok(Some(Fetched { bytes, crc, origin: Origin::Peer, was_cached, kept, memory }))
     }
 
     async fn fetch_from_source(
         &self,
-        dataset: &Dataset,
+        dataset: &W::Content,
         object: &CatalogObject,
         chunk: ChunkIndex,
     ) -> Result<Fetched, FetchError> {
-        let source = dataset.source(object.source).ok_or_else(|| FetchError::no_source(dataset, object))?;
-        let range = chunk.range(object.stored.size);
-        // Held while bytes are on their way, not while the source is silent or is left alone before the next try.
-        let memory = || async { reserve(&self.memory.from_source, range.length).await.ok() };
-        let (bytes, memory) = source.read_holding(retry::READING, &object.version, range, memory).await?;
+        let (bytes, memory) =
+            dataset.read_source(object, chunk.range(object.stored.size), &self.memory.from_source).await?;
         let crc = crc32c::crc32c(&bytes);
         let kept = self.keep(object, chunk, &bytes, crc).await;
         Ok(Fetched { bytes, crc, origin: Origin::Source, was_cached: false, kept, memory })

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use super::readahead::ReadAhead;
 use super::spill::Spill;
 use crate::dataset::{CatalogObject, Dataset};
-use crate::engine::Engine;
+use crate::engine::{BorrowedCopy, Engine};
 use crate::fetch::{Ensured, FetchError, Fetched};
 use crate::metrics::Origin;
 use crate::node::Shared;
@@ -45,7 +45,9 @@ struct Session {
 
 /// One open object.
 struct OpenObject {
+    /// Before what is to happen when it has ended.
     hold: Hold,
+    _copy: Option<BorrowedCopy>,
     dataset_uid: String,
     id: ObjectId,
     read_ahead: ReadAhead,
@@ -155,7 +157,13 @@ impl Session {
             engine.opened_complete(&dataset, &object);
         }
         let lease = self.next_lease.fetch_add(1, Ordering::Relaxed);
-        let open = OpenObject { hold, dataset_uid: open.dataset_uid, id, read_ahead: ReadAhead::default() };
+        let open = OpenObject {
+            hold,
+            _copy: engine.borrowed_copy(&dataset, &object),
+            dataset_uid: open.dataset_uid,
+            id,
+            read_ahead: ReadAhead::default(),
+        };
         self.leases.lock().insert(lease, Arc::new(open));
         Ok((Opened { lease, size: object.stored.size, complete }, file))
     }

@@ -168,7 +168,7 @@ async fn lent(wanted: Wanted, mut was_cached: bool) -> Ready {
             Err(error) => return wanted.failed(&error.into()),
         }
         // It was evicted, or found damaged, between two looks.
-        match wanted.engine.bring_for_peer(&wanted.dataset, &wanted.object, wanted.chunk).await {
+        match wanted.engine.bring_for_peer(&wanted.dataset, &wanted.object, wanted.chunk, wanted.reach).await {
             Ok(Brought::Kept { was_cached: was }) => was_cached = was,
             Ok(Brought::Passing(fetched)) => return wanted.passing(fetched),
             Err(error) => return wanted.failed(&error),
@@ -227,7 +227,7 @@ async fn again(wanted: Wanted) -> Ready {
         return told(wanted.number, Status::Lacking, "", wanted.slot);
     }
     for _ in 0..TRIES {
-        match wanted.engine.bring_for_peer(&wanted.dataset, &wanted.object, wanted.chunk).await {
+        match wanted.engine.bring_for_peer(&wanted.dataset, &wanted.object, wanted.chunk, wanted.reach).await {
             Ok(Brought::Kept { was_cached }) => {
                 let (store, stored, chunk) = (Arc::clone(wanted.engine.store()), wanted.object.stored, wanted.chunk);
                 let read = tokio::task::spawn_blocking(move || {

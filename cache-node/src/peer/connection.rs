@@ -255,7 +255,7 @@ impl Asked<'_> {
 }
 
 async fn fetch(wanted: Wanted, jobs: mpsc::UnboundedSender<Job>) {
-    let job = match wanted.engine.bring_for_peer(&wanted.dataset, &wanted.object, wanted.chunk).await {
+    let job = match wanted.engine.bring_for_peer(&wanted.dataset, &wanted.object, wanted.chunk, wanted.reach).await {
         Ok(Brought::Kept { was_cached }) if wanted.length() > SMALL => Job::Large { wanted, was_cached },
         Ok(Brought::Kept { was_cached }) => Job::Small(vec![(wanted, was_cached)]),
         Ok(Brought::Passing(fetched)) => Job::Passing { wanted, fetched },

@@ -8,7 +8,9 @@ mod send;
 use std::sync::Arc;
 
 use forebay_protocol::node::node_server::Node;
-use forebay_protocol::node::{ReadCatalogRequest, ReadCatalogResponse, StatusRequest, StatusResponse};
+use forebay_protocol::node::{
+    AdoptRequest, AdoptResponse, ReadCatalogRequest, ReadCatalogResponse, StatusRequest, StatusResponse,
+};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use tokio::sync::mpsc;
@@ -60,5 +62,10 @@ impl Node for PeerServer {
             }
         });
         Ok(Response::new(ReceiverStream::new(receive).boxed()))
+    }
+
+    async fn adopt(&self, request: Request<AdoptRequest>) -> Result<Response<AdoptResponse>, Status> {
+        let engine = self.engine()?;
+        engine.adopt(request.into_inner()).await.map(Response::new)
     }
 }

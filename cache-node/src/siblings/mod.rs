@@ -17,10 +17,10 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::dataset::{CatalogObject, Dataset};
-use crate::fetch::placement::Members;
+use crate::fetch::turns::Load;
 use crate::fetch::{Ensured, Fetcher, Purpose};
 use crate::store::Store;
-use crate::units::{ChunkIndex, StripeIndex};
+use crate::units::ChunkIndex;
 use index::SmallFiles;
 use policy::Readers;
 
@@ -110,7 +110,6 @@ struct Loader {
 /// One dataset whose files are read.
 struct Watched {
     dataset: Arc<Dataset>,
-    members: Arc<Members>,
     files: Files,
     readers: Readers,
     last_request: Instant,
@@ -156,15 +155,12 @@ impl Loader {
 
     fn note(&mut self, request: &Request) {
         let now = Instant::now();
-        let members = self.fetcher.members();
         let uid = request.dataset.uid();
-        let current = self.watched.get(uid).is_some_and(|watched| {
-            Arc::ptr_eq(&watched.dataset, &request.dataset) && Arc::ptr_eq(&watched.members, &members)
-        });
+        // Another configuration, or other members, make another one.
+        let current = self.watched.get(uid).is_some_and(|watched| Arc::ptr_eq(&watched.dataset, &request.dataset));
         if !current {
             let watched = Watched {
                 dataset: Arc::clone(&request.dataset),
-                members: Arc::clone(&members),
                 files: Files::Missed(0, now),
                 readers: Readers::default(),
                 last_request: now,
@@ -197,7 +193,9 @@ impl Loader {
                 {
                     watched.files = Files::BeingSorted;
                     let (uid, dataset) = (uid.to_owned(), Arc::clone(&watched.dataset));
-                    let sort = move || SmallFiles::new(catalog, SMALL, |id| members.owns(id, StripeIndex(0)));
+                    let placed = Arc::clone(&dataset);
+                    let sort =
+                        move || SmallFiles::new(catalog, SMALL, |id| placed.placement.is_bringer(id, ChunkIndex(0)));
                     let sorting = tokio::task::spawn_blocking(sort);
                     self.work.push(Box::pin(async move {
                         let sorted = sorting.await;
@@ -274,7 +272,7 @@ impl Loader {
 
 async fn load(fetcher: &Arc<Fetcher>, store: &Store, dataset: &Arc<Dataset>, object: &CatalogObject) -> Outcome {
     let length = object.stored.size;
-    let _turn = fetcher.preload_turn(length).await;
+    let _turn = fetcher.turns().take(Load::Own, length).await;
     // Never at the cost of what is here.
     let Some(_room) = store.reserve(object.stored.dataset, length) else { return Outcome::NoRoom };
     match fetcher.ensure(dataset, object, ChunkIndex(0), Purpose::Owner).await {

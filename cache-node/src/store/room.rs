@@ -36,6 +36,30 @@ impl Store {
         self.usage.reserve(dataset, bytes, percent(self.capacity(), LOW), dataset_limit)
     }
 
+    /// Room as [`Self::reserve`] gives it, made by evicting copies when there is none; none when that is not enough.
+    pub fn reserve_over_copies(&self, dataset: DatasetSlot, bytes: u64) -> Option<Reservation> {
+        if let Some(reserved) = self.reserve(dataset, bytes) {
+            return Some(reserved);
+        }
+        let owns = self.owns.read().clone();
+        let over_limit = (self.usage.remaining_of(dataset).saturating_add(bytes))
+            .saturating_sub(percent(self.usage.limit(dataset), LOW));
+        let over_capacity = (self.usage.remaining() + bytes).saturating_sub(percent(self.capacity(), LOW));
+        if over_limit > 0 {
+            self.evict_where(over_limit, |id, slot| slot.dataset == dataset && !owns(id));
+        }
+        if over_capacity > over_limit {
+            self.evict_where(over_capacity - over_limit, |id, _| !owns(id));
+        }
+        self.reserve(dataset, bytes)
+    }
+
+    /// Lets a copy go that nobody reads any more; false when it is in use, or this node's own.
+    pub fn release_copy(&self, id: &ObjectId) -> bool {
+        let owns = self.owns.read().clone();
+        !owns(id) && self.mark(id)
+    }
+
     /// Tells own objects from copies of others': copies are evicted first, since a peer has them too.
     pub fn set_ownership(&self, owns: Ownership) {
         *self.owns.write() = owns;

@@ -9,6 +9,7 @@ mod faults_disk;
 mod lifecycle;
 mod local;
 mod peer;
+mod placement;
 mod problems;
 mod small_files;
 mod sources;

@@ -1,5 +1,10 @@
-//! Preloading: every node loads the stripes it owns of the files that match. Desired state, not a queue: what is missing is looked up, loaded
+//! Preloading: every node loads what it is to keep of the files that match. Desired state, not a queue: what is missing is looked up, loaded
 //! with bounded concurrency, and looked up again while anything failed.
+//!
+//! With `Everywhere` a node brings its part from the source and at the same time takes the others' parts from those who bring them, each in
+//! its bringer's own order, so that it asks for what is there or about to come.
+
+mod work;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -7,20 +12,29 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use forebay_catalog::ObjectId;
-use forebay_protocol::config::PreloadConfig;
+use forebay_protocol::config::{PlacementMode, PreloadConfig};
 use forebay_protocol::node;
+use futures::future::join_all;
 use futures::{StreamExt, stream};
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use parking_lot::Mutex;
 
 use crate::dataset::{CatalogObject, Dataset};
+use crate::fetch::turns::Load;
 use crate::fetch::{Ensured, FetchError, Fetcher, Purpose};
 use crate::holdings::{Holdings, Tally};
 use crate::store::Store;
-use crate::units::{CHUNKS_PER_STRIPE, ChunkIndex, StripeIndex, chunk_count, stripe_count};
+use crate::units::ChunkIndex;
+use work::{Group, Lane, Work};
 
-/// Most chunks that wait or are in flight for one dataset; [`Fetcher::preload_turn`] bounds them for the node.
+/// Most chunks, or groups of small objects, of a dataset that wait or are in flight; [`Fetcher::turns`] bounds them for the node.
 const IN_FLIGHT: usize = 64;
+
+/// The same for what is asked of one bringer, so that a slow one holds nothing up but its own part.
+const IN_FLIGHT_OF_A_BRINGER: usize = 2;
+
+/// Objects of a group that wait or are in flight.
+const IN_FLIGHT_OF_A_GROUP: usize = 64;
 
 /// Failures that a status names, and those that are kept by name so that there are some to name when others are mended.
 const NAMED: usize = 10;
@@ -42,6 +56,12 @@ impl Selection {
         let Some(config) = config else { return Ok(Self { globs: None }) };
         let include = if config.include.is_empty() { None } else { Some(glob_set(&config.include)?) };
         Ok(Self { globs: Some((include, glob_set(&config.exclude)?)) })
+    }
+
+    /// The files of a dataset that are to be loaded: with `Everywhere`, all where the config names none.
+    pub fn of(preload: Option<&PreloadConfig>, mode: PlacementMode) -> Result<Self, globset::Error> {
+        let everything = PreloadConfig::default();
+        Self::new(preload.or((mode == PlacementMode::Everywhere).then_some(&everything)))
     }
 
     /// Nothing is to be preloaded.
@@ -86,8 +106,8 @@ struct Failed {
 }
 
 impl Failures {
-    /// The progress that the sums and these failures make.
-    pub fn progress(&self, tally: &Tally) -> node::PreloadProgress {
+    /// The progress that the sums and these failures make, where each file is kept by so many nodes.
+    pub fn progress(&self, tally: &Tally, copies: usize) -> node::PreloadProgress {
         let failed = self.failed.lock();
         node::PreloadProgress {
             total_files: tally.total_files,
@@ -97,6 +117,7 @@ impl Failures {
             failed_files: failed.all.len() as u64,
             failures: failed.named.values().take(NAMED).cloned().collect(),
             running: tally.loaded_bytes < tally.total_bytes && !self.stuck.load(Ordering::Relaxed),
+            copies: copies as u32,
         }
     }
 
@@ -140,58 +161,70 @@ pub async fn run(dataset: Arc<Dataset>, holdings: Arc<Holdings>, fetcher: Arc<Fe
 }
 
 async fn round(dataset: &Arc<Dataset>, holdings: &Arc<Holdings>, fetcher: &Arc<Fetcher>, store: &Arc<Store>) {
-    let table = holdings.catalog.table();
-    let objects = stream::iter((0..table.len()).filter_map(|row| {
-        let record = table.get(row)?;
-        let again = row.checked_sub(1).and_then(|row| table.get(row)).is_some_and(|before| before.id == record.id);
-        let wanted = !again && !store.is_complete(&record.id) && holdings.selects(&record);
-        wanted.then(|| (dataset.object_of(&record), record.tree_path()))
-    }));
-    let chunks = objects.flat_map(|(object, path)| {
-        let (holdings, object, path) = (Arc::clone(holdings), Arc::new(object), Arc::new(path));
-        let stripes = (0..stripe_count(object.stored.size)).map(StripeIndex);
-        let chunks: Vec<_> = stripes
-            .filter(|stripe| holdings.members.owns(&object.stored.id, *stripe))
-            .flat_map(|stripe| stripe.0 * CHUNKS_PER_STRIPE..(stripe.0 + 1) * CHUNKS_PER_STRIPE)
-            .take_while(|chunk| *chunk < chunk_count(object.stored.size))
-            .map(ChunkIndex)
-            .collect();
-        stream::iter(chunks.into_iter().map(move |chunk| (Arc::clone(&object), Arc::clone(&path), chunk)))
-    });
-    chunks
-        .for_each_concurrent(IN_FLIGHT, |(object, path, chunk)| async move {
-            let id = object.stored.id;
-            match load(dataset, fetcher, store, &object, chunk).await {
-                Ok(()) => dataset.preload_failures.clear(&id),
-                Err(reason) => dataset.preload_failures.set(id, &path, reason),
-            }
-        })
-        .await;
+    let loader = Loader { dataset: Arc::clone(dataset), fetcher: Arc::clone(fetcher), store: Arc::clone(store) };
+    let mut lanes = Vec::new();
+    for lane in Lane::all(&holdings.placement) {
+        let limit = if lane.load == Load::FromPeer { IN_FLIGHT_OF_A_BRINGER } else { IN_FLIGHT };
+        let works = work::works(lane, Arc::clone(dataset), Arc::clone(holdings), Arc::clone(store));
+        let loader = loader.clone();
+        let load = move |work| loader.clone().load(work, lane.load);
+        lanes.push(Box::pin(works.for_each_concurrent(limit, load)));
+    }
+    join_all(lanes).await;
 }
 
-async fn load(
-    dataset: &Arc<Dataset>,
-    fetcher: &Arc<Fetcher>,
-    store: &Store,
-    object: &CatalogObject,
-    chunk: ChunkIndex,
-) -> Result<(), String> {
-    if store.has(&object.stored.id, chunk) {
-        return Ok(());
+#[derive(Clone)]
+struct Loader {
+    dataset: Arc<Dataset>,
+    fetcher: Arc<Fetcher>,
+    store: Arc<Store>,
+}
+
+impl Loader {
+    async fn load(self, work: Work, load: Load) {
+        match work {
+            Work::Chunk { object, path, chunk } => self.load_chunk(&object, &path, chunk, load).await,
+            Work::Group(group) => self.load_group(group, load).await,
+        }
     }
-    // To evict what was loaded before would make a preload that never ends.
-    let length = chunk.range(object.stored.size).length;
-    let _turn = fetcher.preload_turn(length).await;
-    let Some(_room) = store.reserve(object.stored.dataset, length) else {
-        return Err("no room: the cache, or the dataset's part of it, is full; give it more capacity or preload less"
-            .to_owned());
-    };
-    let kept = |ensured| match ensured {
-        Ensured::Present => Ok(()),
-        Ensured::Fetched(fetched) => fetched.kept.map_err(|error| error.to_string()),
-    };
-    let ensured: Result<Ensured, FetchError> = fetcher.ensure(dataset, object, chunk, Purpose::Owner).await;
-    ensured.map_err(|error| error.to_string()).and_then(kept)
+
+    /// Loads small objects that come from the same place.
+    async fn load_group(self, group: Group, load: Load) {
+        let load = |(object, path): (CatalogObject, Vec<u8>)| {
+            let loader = self.clone();
+            async move { loader.load_chunk(&object, &path, ChunkIndex(0), load).await }
+        };
+        stream::iter(group.objects).for_each_concurrent(IN_FLIGHT_OF_A_GROUP, load).await;
+    }
+
+    async fn load_chunk(&self, object: &CatalogObject, path: &[u8], chunk: ChunkIndex, load: Load) {
+        match self.try_load(object, chunk, load).await {
+            Ok(()) => self.dataset.preload_failures.clear(&object.stored.id),
+            Err(reason) => self.dataset.preload_failures.set(object.stored.id, path, reason),
+        }
+    }
+
+    async fn try_load(&self, object: &CatalogObject, chunk: ChunkIndex, load: Load) -> Result<(), String> {
+        if self.store.has(&object.stored.id, chunk) {
+            return Ok(());
+        }
+        let length = chunk.range(object.stored.size).length;
+        let _turn = self.fetcher.turns().take(load, length).await;
+        // To evict what was loaded before would make a preload that never ends; copies of what others keep make room.
+        let Some(_room) = self.store.reserve_over_copies(object.stored.dataset, length) else {
+            return Err(
+                "no room: the cache, or the dataset's part of it, is full; give it more capacity or preload less"
+                    .to_owned(),
+            );
+        };
+        let kept = |ensured| match ensured {
+            Ensured::Present => Ok(()),
+            Ensured::Fetched(fetched) => fetched.kept.map_err(|error| error.to_string()),
+        };
+        let ensured: Result<Ensured, FetchError> =
+            self.fetcher.ensure(&self.dataset, object, chunk, Purpose::Reader).await;
+        ensured.map_err(|error| error.to_string()).and_then(kept)
+    }
 }
 
 #[cfg(test)]
