@@ -26,7 +26,7 @@ use crate::holdings::Holdings;
 use crate::metrics::Metrics;
 use crate::preload::{self, Selection};
 use crate::problem::{Problem, Reason};
-use crate::store::{Store, StoreError};
+use crate::store::{Class, Store, StoreError};
 use crate::units::{ByteRange, ChunkIndex, StripeIndex, chunk_count};
 
 /// Chunks behind a range that an answer tells to be present too.
@@ -137,7 +137,9 @@ impl Engine {
             self.fetcher.peers().retain(&others);
             self.fetcher.set_members(Arc::clone(&members));
             let placed = Arc::clone(&members);
-            self.store.set_ownership(Arc::new(move |id| placed.owns(id, StripeIndex(0))));
+            self.store.set_classes(Arc::new(
+                move |id| if placed.owns(id, StripeIndex(0)) { Class::Owned } else { Class::Copy },
+            ));
         }
         self.store.set_capacity(config.node.capacity_bytes);
         for dataset in &config.datasets {
@@ -256,7 +258,6 @@ impl Engine {
         if let Ensured::Fetched(Fetched { kept: Err(error), .. }) = &ensured {
             return Err(FetchError::store(error));
         }
-        self.store.touch(&object.stored.id);
         Ok(ensured)
     }
 

@@ -17,7 +17,7 @@ use super::crash::CrashPoint;
 use super::index::Change as IndexChange;
 use super::lease::Lease;
 use super::record::Record;
-use super::slot::{Body, Presence};
+use super::slot::{Body, Presence, Slot};
 use super::{Change, Store};
 use crate::units::ChunkIndex;
 
@@ -183,6 +183,7 @@ impl Store {
         if shard.get(id).is_none_or(|slot| slot.generation != generation) {
             return;
         }
+        self.unlinking(shard.get(id).map_or(0, Slot::bytes));
         if let Err(error) = self.backing.remove(id) {
             tracing::error!(%id, %error, "an evicted object could not be removed");
         }

@@ -6,7 +6,9 @@ pub mod bitmap;
 mod commit;
 #[cfg(test)]
 mod crash;
-mod eviction;
+#[doc(hidden)]
+pub mod eviction;
+mod held;
 mod index;
 mod lease;
 #[cfg(test)]
@@ -22,7 +24,7 @@ mod write;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 
 use forebay_catalog::ObjectId;
@@ -32,14 +34,16 @@ use tokio::sync::{Notify, Semaphore};
 
 use backing::Backing;
 use commit::Op;
-use eviction::Clock;
+pub use eviction::Class;
+use eviction::Eviction;
+use held::Held;
 use index::Index;
 pub use lease::Lease;
 pub use record::DatasetSlot;
 use slot::{Body, Partial, Slot, Slots};
 pub use slot::{Presence, bytes_of};
-pub use usage::Reservation;
 use usage::Usage;
+pub use usage::{Quota, Reservation};
 
 use crate::units::ChunkIndex;
 
@@ -62,11 +66,13 @@ pub enum StoreError {
     Index(Box<redb::Error>),
     /// No room, and nothing to evict.
     #[error(
-        "the cache is full: {used} of {capacity} bytes are in use and nothing can be evicted; give it more capacity"
+        "the cache is full: of {capacity} bytes {used} are in use, {held} more are held by readers of evicted files, and nothing can be evicted; give it more capacity"
     )]
     Full {
         /// Bytes used.
         used: u64,
+        /// Bytes of files that are gone for all but who has them open.
+        held: u64,
         /// Bytes there are.
         capacity: u64,
     },
@@ -122,8 +128,8 @@ pub struct Change {
 /// Is told of every change; must be quick and must not call the store.
 pub type Observer = Arc<dyn Fn(&Change) + Send + Sync>;
 
-/// Whether this node owns an object, as opposed to having a copy.
-pub type Ownership = Arc<dyn Fn(&ObjectId) -> bool + Send + Sync>;
+/// Which objects are to go first. Is asked only when something is to be evicted, and must not call the store.
+pub type Classes = Arc<dyn Fn(&ObjectId) -> Class + Send + Sync>;
 
 /// A file handed to a reader.
 #[derive(Debug)]
@@ -142,9 +148,14 @@ pub struct Store {
     index: Index,
     slots: Slots,
     usage: Arc<Usage>,
-    clock: Mutex<Clock>,
-    owns: RwLock<Ownership>,
+    eviction: Mutex<Eviction>,
+    classes: RwLock<Classes>,
+    /// Objects that were read for the first time since eviction looked at them; told to it before it looks again.
+    hits: AtomicU64,
+    held: Held,
     capacity: AtomicU64,
+    /// Above the high watermark, and not below the low one since.
+    draining: AtomicBool,
     generations: AtomicU64,
     datasets: Mutex<HashMap<String, DatasetSlot>>,
     observer: Observer,
@@ -192,9 +203,12 @@ impl Store {
             index,
             slots: Slots::new(),
             usage: Arc::default(),
-            clock: Mutex::default(),
-            owns: RwLock::new(Arc::new(|_| true)),
+            eviction: Mutex::default(),
+            classes: RwLock::new(Arc::new(|_| Class::Owned)),
+            hits: AtomicU64::new(0),
+            held: Held::default(),
             capacity: AtomicU64::new(capacity),
+            draining: AtomicBool::new(false),
             generations: AtomicU64::new(1),
             observer,
             failures: Box::new(failures),
@@ -216,7 +230,7 @@ impl Store {
     }
 
     fn load(&self) -> Result<(), StoreError> {
-        let mut clock = self.clock.lock();
+        let mut order = self.eviction.lock();
         self.index.load(|id, record| {
             let body = match record.present {
                 None => Body::Complete,
@@ -227,7 +241,7 @@ impl Store {
             let slot = self.new_slot(record.size, record.dataset, body);
             self.usage.add(record.dataset, slot.bytes());
             self.slots.lock(&id).insert(id, slot);
-            clock.insert(id);
+            order.restore(id, record.dataset, record.size);
         })
     }
 
@@ -303,10 +317,17 @@ impl Store {
         })
     }
 
-    /// Marks an object as read, for eviction.
+    /// Marks an object as used again, for eviction. Once for each time that somebody opens it: that a file is read through chunk by chunk says nothing
+    /// about whether it will be read again.
     pub fn touch(&self, id: &ObjectId) {
         if let Some(slot) = self.slots.lock(id).get_mut(id) {
-            slot.visited = true;
+            self.touch_slot(slot);
+        }
+    }
+
+    fn touch_slot(&self, slot: &mut Slot) {
+        if !std::mem::replace(&mut slot.visited, true) {
+            self.hits.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -314,6 +335,7 @@ impl Store {
     pub fn forget(&self, id: &ObjectId) {
         let mut shard = self.slots.lock(id);
         let Some(slot) = shard.remove(id) else { return };
+        self.unlinking(slot.bytes());
         if let Err(error) = self.backing.remove(id) {
             tracing::error!(%id, %error, "a damaged object could not be removed");
         }
@@ -321,6 +343,11 @@ impl Store {
         (self.observer)(&Change { id: *id, size: slot.size, before: slot.presence(), after: Presence::Absent });
         // Under the lock, so that whatever is written later is committed later. The store may be closing; then the next start finds out.
         let _ = self.send(Op::Forgotten { id: *id });
+    }
+
+    /// A file is about to be removed whose bytes may stay for those who have it open.
+    fn unlinking(&self, bytes: u64) {
+        self.held.unlinking(bytes, self.used_bytes(), || self.backing.space());
     }
 
     fn send(&self, op: Op) -> Result<(), StoreError> {

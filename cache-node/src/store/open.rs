@@ -20,7 +20,6 @@ impl Store {
                 });
                 if !slot.evicting {
                     slot.pins += 1;
-                    slot.visited = true;
                     return Lease { store: Arc::clone(self), id: object.id, generation: slot.generation };
                 }
             }
@@ -49,6 +48,9 @@ impl Store {
             let shard = self.slots.lock(&id);
             shard.get(&id).map_or((false, false), |slot| (matches!(slot.body, Body::Complete), slot.bytes() > 0))
         };
+        if has_bytes {
+            self.touch(&id);
+        }
         match self.backing.open(&id).map_err(failed)? {
             Some(found) if complete => {
                 if !found.complete {

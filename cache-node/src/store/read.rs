@@ -27,7 +27,7 @@ impl Store {
             let Some(slot) = shard.get_mut(&id).filter(|slot| !slot.evicting && slot.has(chunk)) else {
                 return Ok(None);
             };
-            slot.visited = true;
+            self.touch_slot(slot);
             match &slot.body {
                 Body::Complete => None,
                 Body::Partial(partial) => partial.crcs.get(chunk.0 as usize).copied(),

@@ -21,7 +21,7 @@ pub(super) struct Slot {
     pub(super) generation: u64,
     /// Leases and writes under way; the object can't be evicted meanwhile.
     pub(super) pins: u32,
-    /// Was read since the clock's hand passed.
+    /// Was used since eviction last looked at it.
     pub(super) visited: bool,
     /// On its way out: its files are about to be unlinked.
     pub(super) evicting: bool,
