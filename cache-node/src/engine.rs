@@ -1,6 +1,7 @@
 //! The parts of a node that work on an open cache folder: store, fetcher, datasets with their tasks. Made when the folder is opened, closed
 //! before it is erased; the servers outlive it.
 
+mod limits;
 mod tidy;
 
 use std::collections::HashMap;
@@ -24,6 +25,7 @@ use crate::fetch::placement::Members;
 use crate::fetch::{Ensured, FetchError, Fetched, Fetcher, Memory, Purpose};
 use crate::holdings::Holdings;
 use crate::metrics::Metrics;
+use crate::pins::AllPins;
 use crate::preload::{self, Selection};
 use crate::problem::{Problem, Reason};
 use crate::store::{Class, Store, StoreError};
@@ -42,6 +44,7 @@ pub struct Engine {
     folders: CatalogFolders,
     metrics: Arc<Metrics>,
     holdings: Arc<HoldingsByUid>,
+    pins: Arc<AllPins>,
     datasets: RwLock<HashMap<String, Running>>,
 }
 
@@ -100,6 +103,7 @@ impl Engine {
             folders: CatalogFolders::open(layout).map_err(EngineError::Catalogs)?,
             fetcher: Arc::new(fetcher),
             datasets: RwLock::default(),
+            pins: Arc::default(),
             store,
             metrics,
             holdings,
@@ -136,12 +140,7 @@ impl Engine {
             let others: Vec<_> = config.members.iter().map(|member| member.address).collect();
             self.fetcher.peers().retain(&others);
             self.fetcher.set_members(Arc::clone(&members));
-            let placed = Arc::clone(&members);
-            self.store.set_classes(Arc::new(
-                move |id| if placed.owns(id, StripeIndex(0)) { Class::Owned } else { Class::Copy },
-            ));
         }
-        self.store.set_capacity(config.node.capacity_bytes);
         for dataset in &config.datasets {
             let current = self.dataset(&dataset.uid);
             let unchanged = same_members && current.as_ref().is_some_and(|current| current.config == *dataset);
@@ -153,6 +152,7 @@ impl Engine {
             let datasets = self.datasets.read();
             datasets.keys().filter(|uid| !config.datasets.iter().any(|dataset| dataset.uid == **uid)).cloned().collect()
         };
+        self.set_limits(config, &members);
         for uid in &gone {
             let running = self.datasets.write().remove(uid);
             if let Some(Running { dataset, .. }) = running {
@@ -165,6 +165,27 @@ impl Engine {
         Ok(())
     }
 
+    /// Tells the store what goes first, and what the node and the namespaces may have.
+    fn set_limits(&self, config: &RuntimeConfig, members: &Arc<Members>) {
+        let wanted = |dataset: &Arc<Dataset>| config.datasets.iter().any(|config| config.uid == dataset.uid());
+        let datasets: Vec<_> = self.all_datasets().into_iter().filter(wanted).collect();
+        self.pins.set(&datasets);
+        let (placed, pins) = (Arc::clone(members), Arc::clone(&self.pins));
+        self.store.set_classes(Arc::new(move |id| {
+            if pins.have(id) {
+                Class::Pinned
+            } else if placed.owns(id, StripeIndex(0)) {
+                Class::Owned
+            } else {
+                Class::Copy
+            }
+        }));
+        let slot = |uid: &str| datasets.iter().find(|dataset| dataset.uid() == uid).map(|dataset| dataset.slot);
+        self.store.set_quotas(limits::quotas(config, members, slot));
+        // Last: what is too much goes in the order of the classes.
+        self.store.set_capacity(config.node.capacity_bytes);
+    }
+
     fn start(
         self: &Arc<Self>,
         config: &DatasetConfig,
@@ -172,8 +193,7 @@ impl Engine {
         members: &Arc<Members>,
     ) -> Result<(), EngineError> {
         let slot = self.store.dataset(&config.uid)?;
-        let share = if members.my_share() > 0.0 { members.my_share() } else { 1.0 };
-        let limit = config.capacity_bytes.map(|bytes| (bytes as f64 * share) as u64);
+        let limit = config.capacity_bytes.map(|bytes| limits::part_of(bytes, members));
         self.store.set_dataset_limit(slot, limit);
         let counters = before.map(|before| Arc::clone(&before.counters)).unwrap_or_default();
         let dataset = Arc::new(Dataset::new(config.clone(), slot, counters, &self.metrics));
@@ -206,6 +226,10 @@ impl Engine {
             keeper.obtain(&dataset, self.fetcher.peers()).await
         };
         dataset.set_catalog(Arc::clone(&catalog));
+        if dataset.config.pin.is_some() {
+            // What it pins is known only now.
+            self.store.sort_again();
+        }
         if let Err(error) = self.folders.remove_others(dataset.uid(), Some(catalog.id())) {
             tracing::warn!(dataset = dataset.config.full_name(), %error, "an earlier catalog could not be removed");
         }
@@ -307,6 +331,7 @@ impl Engine {
 
     /// Brings the metrics up to date that are not counted as things happen.
     pub fn refresh_metrics(&self) {
+        self.metrics.set_held_bytes(self.store.held_bytes());
         for dataset in self.all_datasets() {
             let tally = dataset.holdings().map(|holdings| holdings.tally()).unwrap_or_default();
             self.metrics.set_cached_bytes(&dataset.config.full_name(), tally.cached_bytes);
@@ -321,22 +346,16 @@ impl Engine {
         if let Some([uid, _]) = twice {
             return Err(Problem::new(Reason::InvalidSource, format!("dataset {uid} is in the config twice")));
         }
-        let planned = config
-            .datasets
-            .iter()
-            .find(|dataset| dataset.placement != PlacementConfig::default() || dataset.pin.is_some());
+        let planned = config.datasets.iter().find(|dataset| dataset.placement != PlacementConfig::default());
         if let Some(dataset) = planned {
-            let message =
-                format!("dataset {}: placement and pin are not supported yet; leave them out", dataset.full_name());
+            let message = format!("dataset {}: placement is not supported yet; leave it out", dataset.full_name());
             return Err(Problem::new(Reason::InvalidSource, message));
         }
         let leaving = config.members.iter().any(|member| !member.state.is_active());
-        if leaving || !config.quotas.is_empty() {
-            return Err(Problem::new(
-                Reason::InvalidSource,
-                "leaving members and quotas are not supported yet; leave them out",
-            ));
+        if leaving {
+            return Err(Problem::new(Reason::InvalidSource, "leaving members are not supported yet; leave them out"));
         }
+        limits::check(config)?;
         // A UID is the name of a folder.
         let bad = uids.iter().find(|uid| {
             uid.is_empty()

@@ -16,6 +16,7 @@ mod local;
 pub mod metrics;
 pub mod node;
 mod peer;
+pub mod pins;
 pub mod preload;
 pub mod prepare;
 pub mod problem;

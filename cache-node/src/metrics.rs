@@ -51,6 +51,7 @@ pub struct Metrics {
     source_read_bytes: Family<Labels, PlainCounter>,
     read_bytes: Family<Labels, PlainCounter>,
     cached_bytes: Family<Labels, Gauge<u64, AtomicU64>>,
+    held_bytes: Gauge<u64, AtomicU64>,
     source_failovers: PlainCounter,
     verification_failures: PlainCounter,
 }
@@ -69,6 +70,8 @@ impl Default for Metrics {
         );
         let cached_bytes = Family::default();
         registry.register("cached_bytes", "Bytes of a dataset that this node holds", cached_bytes.clone());
+        let held_bytes = Gauge::default();
+        registry.register("held_bytes", "Bytes of evicted files that readers keep on the disk", held_bytes.clone());
         let source_failovers = PlainCounter::default();
         registry.register(
             "source_failovers",
@@ -86,6 +89,7 @@ impl Default for Metrics {
             source_read_bytes,
             read_bytes,
             cached_bytes,
+            held_bytes,
             source_failovers,
             verification_failures,
         }
@@ -125,6 +129,11 @@ impl Metrics {
         self.cached_bytes.get_or_create(&vec![("dataset", dataset.to_owned())]).set(bytes);
     }
 
+    /// How many bytes of evicted files are still on the disk.
+    pub fn set_held_bytes(&self, bytes: u64) {
+        self.held_bytes.set(bytes);
+    }
+
     /// A dataset that is gone has no metrics.
     pub fn forget_dataset(&self, dataset: &str) {
         self.cached_bytes.remove(&vec![("dataset", dataset.to_owned())]);
@@ -153,12 +162,14 @@ mod tests {
         metrics.source_read_bytes("s3://b/p", "").add(5);
         metrics.read_bytes("ns/d", Origin::Peer).add(7);
         metrics.set_cached_bytes("ns/d", 9);
+        metrics.set_held_bytes(11);
         metrics.count_verification_failure();
         let text = metrics.render();
         for line in [
             "forebay_source_read_bytes_total{source=\"s3://b/p\",link=\"\"} 5",
             "forebay_read_bytes_total{dataset=\"ns/d\",origin=\"peer\"} 7",
             "forebay_cached_bytes{dataset=\"ns/d\"} 9",
+            "forebay_held_bytes 11",
             "forebay_source_failovers_total 0",
             "forebay_verification_failures_total 1",
         ] {

@@ -10,6 +10,8 @@ mod crash;
 pub mod eviction;
 mod held;
 mod index;
+#[cfg(test)]
+mod interleaving;
 mod lease;
 #[cfg(test)]
 mod model;

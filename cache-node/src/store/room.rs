@@ -54,6 +54,11 @@ impl Store {
     /// Says from now on which class an object is of. All objects are asked about anew, a few with each eviction.
     pub fn set_classes(&self, classes: Classes) {
         *self.classes.write() = classes;
+        self.sort_again();
+    }
+
+    /// Objects may be of other classes than before, by the same rule.
+    pub fn sort_again(&self) {
         self.eviction.lock().sort_again();
     }
 

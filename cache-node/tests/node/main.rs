@@ -4,6 +4,7 @@
 
 mod cluster;
 mod common;
+mod eviction;
 mod lifecycle;
 mod local;
 mod peer;

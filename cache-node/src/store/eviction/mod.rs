@@ -338,17 +338,20 @@ impl<'a, V: View> Planning<'a, V> {
     /// Evicts of one class until it is enough, or the class is done with.
     fn evict(&mut self, class: Class) {
         let lane = Lane::Sorted(class);
-        // In use or read, they come round again; what was read in small, in main too.
-        let mut left = 2 * self.count(lane, Side::Small) + self.count(lane, Side::Main) * 2;
-        while !self.is_done() && left > 0 {
-            left -= 1;
-            let small_first = self.main_has_room(0);
-            let small = self.first(lane, Side::Small).is_some();
-            let main = self.first(lane, Side::Main).is_some();
-            match (small, main) {
-                (true, main) if small_first || !main => self.step_small(lane),
-                (_, true) => self.step_main(lane, true),
-                _ => break,
+        // What is in use comes round again: once is enough. What was read in main comes twice, also when it was in small before.
+        let mut small_left = self.count(lane, Side::Small);
+        let mut main_left = 2 * (small_left + self.count(lane, Side::Main));
+        while !self.is_done() {
+            let small = small_left > 0 && self.first(lane, Side::Small).is_some();
+            let main = main_left > 0 && self.first(lane, Side::Main).is_some();
+            if small && (self.main_has_room(0) || !main) {
+                small_left -= 1;
+                self.step_small(lane);
+            } else if main {
+                main_left -= 1;
+                self.step_main(lane, true);
+            } else {
+                break;
             }
         }
     }
