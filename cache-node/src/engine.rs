@@ -4,6 +4,7 @@
 mod adopt;
 mod drain;
 mod health;
+mod limits;
 mod release;
 mod tidy;
 
@@ -31,10 +32,11 @@ use crate::holdings::Holdings;
 use crate::local::spill::SpillPool;
 use crate::memory::{self, Shares};
 use crate::metrics::Metrics;
+use crate::pins::AllPins;
 use crate::preload::{self, Selection};
 use crate::problem::{Problem, Reason};
 use crate::siblings::Siblings;
-use crate::store::{Store, StoreError, Verdict};
+use crate::store::{Class, Store, StoreError, Verdict};
 use crate::units::{ByteRange, ChunkIndex, chunk_count};
 pub use release::BorrowedCopy;
 
@@ -65,6 +67,7 @@ pub struct Engine {
     drain: Mutex<Option<drain::Drain>>,
     releaser: release::Releaser,
     spills: Arc<SpillPool>,
+    pins: Arc<AllPins>,
 }
 
 #[derive(Debug)]
@@ -132,6 +135,7 @@ impl Engine {
             drain: Mutex::default(),
             releaser: release::Releaser::start(Arc::clone(&store)),
             spills: Arc::default(),
+            pins: Arc::default(),
             store,
             metrics,
             holdings,
@@ -174,9 +178,6 @@ impl Engine {
             self.fetcher.peers().retain(&others);
             *self.members.write() = Arc::clone(&members);
         }
-        let datasets = Arc::clone(&self.datasets);
-        self.store.set_ownership(Arc::new(move |id| keeps(&datasets, id)));
-        self.store.set_capacity(config.node.capacity_bytes);
         self.spills.set_limit(config.node.memory_bytes / SPILL_PART);
         for dataset in &config.datasets {
             let current = self.dataset(&dataset.uid);
@@ -189,6 +190,7 @@ impl Engine {
             let datasets = self.datasets.read();
             datasets.keys().filter(|uid| !config.datasets.iter().any(|dataset| dataset.uid == **uid)).cloned().collect()
         };
+        self.set_limits(config, &members);
         for uid in &gone {
             let running = self.datasets.write().remove(uid);
             if let Some(Running { dataset, .. }) = running {
@@ -203,6 +205,27 @@ impl Engine {
         Ok(())
     }
 
+    /// Tells the store what goes first, and what the node and the namespaces may have.
+    fn set_limits(&self, config: &RuntimeConfig, members: &Arc<Members>) {
+        let wanted = |dataset: &Arc<Dataset>| config.datasets.iter().any(|config| config.uid == dataset.uid());
+        let datasets: Vec<_> = self.all_datasets().into_iter().filter(wanted).collect();
+        self.pins.set(&datasets);
+        let (running, pins) = (Arc::clone(&self.datasets), Arc::clone(&self.pins));
+        self.store.set_classes(Arc::new(move |id| {
+            if pins.have(id) {
+                Class::Pinned
+            } else if keeps(&running, id) {
+                Class::Owned
+            } else {
+                Class::Copy
+            }
+        }));
+        let slot = |uid: &str| datasets.iter().find(|dataset| dataset.uid() == uid).map(|dataset| dataset.slot);
+        self.store.set_quotas(limits::quotas(config, members, slot));
+        // Last: what is too much goes in the order of the classes.
+        self.store.set_capacity(config.node.capacity_bytes);
+    }
+
     fn start(
         self: &Arc<Self>,
         config: &DatasetConfig,
@@ -210,9 +233,7 @@ impl Engine {
         members: &Arc<Members>,
     ) -> Result<(), EngineError> {
         let slot = self.store.dataset(&config.uid)?;
-        // Who owns nothing keeps what it has until it has gone.
-        let share = if members.my_share() > 0.0 { members.my_share() } else { 1.0 };
-        let limit = config.capacity_bytes.map(|bytes| (bytes as f64 * share) as u64);
+        let limit = config.capacity_bytes.map(|bytes| limits::part_of(bytes, members));
         self.store.set_dataset_limit(slot, limit);
         let counters = before.map(|before| Arc::clone(&before.counters)).unwrap_or_default();
         let placement = match before {
@@ -256,6 +277,8 @@ impl Engine {
             dataset.placement.note_new();
         }
         dataset.set_catalog(Arc::clone(&catalog));
+        // What it has, and pins, is known only now.
+        self.store.sort_again();
         if let Err(error) = self.folders.remove_others(dataset.uid(), Some(catalog.id())) {
             tracing::warn!(dataset = dataset.config.full_name(), %error, "an earlier catalog could not be removed");
         }
@@ -309,7 +332,6 @@ impl Engine {
         for _ in 0..5 {
             let ensured = self.fetcher.ensure(dataset, object, chunk, Purpose::Reader).await?;
             if matches!(ensured, Ensured::Fetched(_)) {
-                self.store.touch(&object.stored.id);
                 return Ok(ensured);
             }
             match self.store.check_chunk(&object.stored, chunk).await {
@@ -370,6 +392,7 @@ impl Engine {
             self.metrics.set_disk_faults(kind, count);
         }
         self.metrics.set_scrubbed_bytes(self.store.scrubbed_bytes());
+        self.metrics.set_held_bytes(self.store.held_bytes());
         for dataset in self.all_datasets() {
             let tally = dataset.holdings().map(|holdings| holdings.tally()).unwrap_or_default();
             self.metrics.set_cached_bytes(&dataset.config.full_name(), tally.cached_bytes);
@@ -392,13 +415,7 @@ impl Engine {
             );
             return Err(Problem::new(Reason::InvalidSource, message));
         }
-        if let Some(dataset) = config.datasets.iter().find(|dataset| dataset.pin.is_some()) {
-            let message = format!("dataset {}: pin is not supported yet; leave it out", dataset.full_name());
-            return Err(Problem::new(Reason::InvalidSource, message));
-        }
-        if !config.quotas.is_empty() {
-            return Err(Problem::new(Reason::InvalidSource, "quotas are not supported yet; leave them out"));
-        }
+        limits::check(config)?;
         // A UID is the name of a folder.
         let bad = uids.iter().find(|uid| {
             uid.is_empty()

@@ -19,6 +19,7 @@ pub mod memory;
 pub mod metrics;
 pub mod node;
 mod peer;
+pub mod pins;
 pub mod preload;
 pub mod prepare;
 pub mod problem;

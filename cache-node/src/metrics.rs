@@ -52,6 +52,7 @@ pub struct Metrics {
     read_bytes: Family<Labels, PlainCounter>,
     cached_bytes: Family<Labels, Gauge<u64, AtomicU64>>,
     hedged_requests: Family<Labels, PlainCounter>,
+    held_bytes: Gauge<u64, AtomicU64>,
     source_failovers: PlainCounter,
     verification_failures: PlainCounter,
     disk_faults: Family<Labels, PlainCounter>,
@@ -78,6 +79,8 @@ impl Default for Metrics {
             "Second requests sent beside slow ones, by whether their answer was the one that was used",
             hedged_requests.clone(),
         );
+        let held_bytes = Gauge::default();
+        registry.register("held_bytes", "Bytes of evicted files that readers keep on the disk", held_bytes.clone());
         let source_failovers = PlainCounter::default();
         registry.register(
             "source_failovers",
@@ -104,6 +107,7 @@ impl Default for Metrics {
             read_bytes,
             cached_bytes,
             hedged_requests,
+            held_bytes,
             source_failovers,
             verification_failures,
             disk_faults,
@@ -172,6 +176,11 @@ impl Metrics {
         self.cached_bytes.get_or_create(&vec![("dataset", dataset.to_owned())]).set(bytes);
     }
 
+    /// How many bytes of evicted files are still on the disk.
+    pub fn set_held_bytes(&self, bytes: u64) {
+        self.held_bytes.set(bytes);
+    }
+
     /// A dataset that is gone has no metrics.
     pub fn forget_dataset(&self, dataset: &str) {
         self.cached_bytes.remove(&vec![("dataset", dataset.to_owned())]);
@@ -200,6 +209,7 @@ mod tests {
         metrics.source_read_bytes("s3://b/p", "").add(5);
         metrics.read_bytes("ns/d", Origin::Peer).add(7);
         metrics.set_cached_bytes("ns/d", 9);
+        metrics.set_held_bytes(11);
         metrics.count_verification_failure();
         metrics.set_disk_faults("disk_full", 3);
         metrics.set_scrubbed_bytes(11);
@@ -210,6 +220,7 @@ mod tests {
             "forebay_read_bytes_total{dataset=\"ns/d\",origin=\"peer\"} 7",
             "forebay_cached_bytes{dataset=\"ns/d\"} 9",
             "forebay_hedged_requests_total{source=\"s3://b/p\",won=\"true\"} 3",
+            "forebay_held_bytes 11",
             "forebay_source_failovers_total 0",
             "forebay_verification_failures_total 1",
             "forebay_disk_faults_total{kind=\"disk_full\"} 3",

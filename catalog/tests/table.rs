@@ -42,6 +42,8 @@ fn every_object_is_found_by_its_id_and_by_its_fuse_node_id() {
         assert_eq!(table.find(&record.id), Some(record));
         assert_eq!(table.find_by_fuse_node_id(record.id.fuse_node_id()), Some(record));
         assert_eq!(table.get(row), Some(record));
+        assert_eq!(record.modified_unix_seconds, 1_700_000_000 + record.size as i64 % 1000);
+        assert_eq!(table.find_all(&record.id).collect::<Vec<_>>(), [record]);
     }
     let paths: BTreeSet<_> = table.iter().map(|record| record.tree_path()).collect();
     let mut expected: BTreeSet<_> = (0..40).map(|i| format!("a/{i}").into_bytes()).collect();
@@ -141,12 +143,12 @@ proptest! {
     }
 
     #[test]
-    fn rows_of_any_numbers_are_bounded_by_the_heap(rows in prop::collection::vec(any::<u8>(), 40 * 41), near in any::<bool>()) {
+    fn rows_of_any_numbers_are_bounded_by_the_heap(rows in prop::collection::vec(any::<u8>(), 48 * 41), near in any::<bool>()) {
         let mut bytes = table_bytes().to_vec();
         let start = u64::from_le_bytes(bytes[72..80].try_into().unwrap()) as usize;
         bytes[start..start + rows.len()].copy_from_slice(&rows);
         if near {
-            for row in bytes[start..start + rows.len()].chunks_mut(40) {
+            for row in bytes[start..start + rows.len()].chunks_mut(48) {
                 row[26..32].fill(0);
                 row[34..36].fill(0);
                 row[37] = 0;

@@ -70,7 +70,8 @@ impl Engine {
     fn read_item(&self, uid: &str, item: &AdoptItem) -> Result<Offered, Status> {
         let id: [u8; 16] =
             item.object_id.as_ref().try_into().map_err(|_| Status::invalid_argument("an object id has 16 bytes"))?;
-        let (dataset, object) = self.object(uid, &ObjectId::from_bytes(id)).map_err(|error| Status::not_found(error.to_string()))?;
+        let (dataset, object) =
+            self.object(uid, &ObjectId::from_bytes(id)).map_err(|error| Status::not_found(error.to_string()))?;
         let chunks = Bitmap::from_words(item.chunks.clone(), chunk_count(object.stored.size));
         let chunks = chunks.ok_or_else(|| {
             Status::invalid_argument(format!(
@@ -100,7 +101,7 @@ impl Engine {
         }
         let length = chunk.range(object.stored.size).length;
         let _turn = self.fetcher.turns().take(Load::FromPeer, length).await;
-        let Some(_room) = self.store.reserve_over_copies(object.stored.dataset, length) else {
+        let Some(_room) = self.store.reserve(object.stored.dataset, length) else {
             let message = format!(
                 "dataset {}: no room for what a leaving member hands over: the cache, or the dataset's part of it, is full; give it more capacity",
                 dataset.config.full_name()

@@ -211,7 +211,7 @@ impl Loader {
         let length = chunk.range(object.stored.size).length;
         let _turn = self.fetcher.turns().take(load, length).await;
         // To evict what was loaded before would make a preload that never ends; copies of what others keep make room.
-        let Some(_room) = self.store.reserve_over_copies(object.stored.dataset, length) else {
+        let Some(_room) = self.store.reserve(object.stored.dataset, length) else {
             return Err(
                 "no room: the cache, or the dataset's part of it, is full; give it more capacity or preload less"
                     .to_owned(),

@@ -274,7 +274,7 @@ async fn load(fetcher: &Arc<Fetcher>, store: &Store, dataset: &Arc<Dataset>, obj
     let length = object.stored.size;
     let _turn = fetcher.turns().take(Load::Own, length).await;
     // Never at the cost of what is here.
-    let Some(_room) = store.reserve(object.stored.dataset, length) else { return Outcome::NoRoom };
+    let Some(_room) = store.reserve_free(object.stored.dataset, length) else { return Outcome::NoRoom };
     match fetcher.ensure(dataset, object, ChunkIndex(0), Purpose::Owner).await {
         Ok(Ensured::Present) => Outcome::Loaded,
         Ok(Ensured::Fetched(fetched)) if fetched.kept.is_ok() => Outcome::Loaded,

@@ -15,6 +15,8 @@ use forebay_protocol::layout::CacheLayout;
 use rustix::fs::Advice;
 use rustix::io::ReadWriteFlags;
 
+use super::held::Space;
+
 /// Most files that are synced one by one; with more, one `syncfs` is cheaper.
 const FEW_FILES: usize = 4;
 
@@ -152,6 +154,13 @@ impl Backing {
             }
         }
         Ok(())
+    }
+
+    /// What the file system says of its space; none when it does not.
+    pub(super) fn space(&self) -> Option<Space> {
+        let facts = rustix::fs::statvfs(&self.objects).ok()?;
+        let used = facts.f_blocks.saturating_sub(facts.f_bfree).saturating_mul(facts.f_frsize);
+        Some(Space { used, available: facts.f_bavail.saturating_mul(facts.f_frsize) })
     }
 
     /// Calls `each` with every id that has a file.

@@ -185,7 +185,8 @@ impl Store {
                 self.unlink(&id, generation);
             } else {
                 // The files may go before the index knows (they may be what the disk is full of), but no other life of the object may begin.
-                self.remove_files(&id);
+                let bytes = self.slots.lock(&id).get(&id).map_or(0, |slot| slot.bytes());
+                self.remove_files(&id, bytes);
                 again.removals.insert(id, generation);
             }
         }
@@ -261,7 +262,7 @@ impl Store {
         if shard.get(id).is_none_or(|slot| slot.generation != generation) {
             return;
         }
-        self.remove_files(id);
+        self.remove_files(id, shard.get(id).map_or(0, |slot| slot.bytes()));
         self.checked.remove(id);
         if let Some(slot) = shard.remove(id) {
             self.usage.sub(slot.dataset, slot.bytes(), true);

@@ -259,7 +259,7 @@ mod tests {
     fn running_out_of_descriptors_is_no_fault_of_the_disk() {
         let faults = Faults::default();
         faults.report_write(&StoreError::io("opening", io::Error::from_raw_os_error(EMFILE)));
-        faults.report_write(&StoreError::Full { used: 1, capacity: 1 });
+        faults.report_write(&StoreError::Full { used: 1, held: 0, capacity: 1 });
         assert!(faults.status().is_empty());
     }
 }

@@ -9,11 +9,15 @@ mod compaction;
 #[cfg(test)]
 mod crash;
 mod damage;
-mod eviction;
+#[doc(hidden)]
+pub mod eviction;
 pub mod fault;
 #[cfg(test)]
 mod fault_tests;
+mod held;
 mod index;
+#[cfg(test)]
+mod interleaving;
 mod lease;
 mod lend;
 #[cfg(test)]
@@ -33,7 +37,7 @@ mod write;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 
 use forebay_catalog::ObjectId;
@@ -45,8 +49,10 @@ use backing::Backing;
 #[doc(hidden)]
 pub use bulk::fill_index;
 use commit::Op;
-use eviction::Clock;
+pub use eviction::Class;
+use eviction::Eviction;
 use fault::{DiskFaultKind, Faults};
+use held::Held;
 use index::Index;
 pub use index::IndexError;
 pub use lease::Lease;
@@ -54,8 +60,8 @@ pub use lend::Lent;
 pub use record::DatasetSlot;
 use slot::{Body, Slots};
 pub use slot::{Presence, bytes_of};
-pub use usage::Reservation;
 use usage::Usage;
+pub use usage::{Quota, Reservation};
 pub use verify::Verdict;
 
 use crate::units::ChunkIndex;
@@ -79,11 +85,13 @@ pub enum StoreError {
     Index(#[source] IndexError),
     /// No room, and nothing to evict.
     #[error(
-        "the cache is full: {used} of {capacity} bytes are in use and nothing can be evicted; give it more capacity"
+        "the cache is full: of {capacity} bytes {used} are in use, {held} more are held by readers of evicted files, and nothing can be evicted; give it more capacity"
     )]
     Full {
         /// Bytes used.
         used: u64,
+        /// Bytes of files that are gone for all but who has them open.
+        held: u64,
         /// Bytes there are.
         capacity: u64,
     },
@@ -109,7 +117,7 @@ impl StoreError {
     /// The same error once more, for another object that it hit.
     fn again(&self) -> Self {
         match self {
-            Self::Full { used, capacity } => Self::Full { used: *used, capacity: *capacity },
+            Self::Full { used, held, capacity } => Self::Full { used: *used, held: *held, capacity: *capacity },
             Self::Closed => Self::Closed,
             Self::Io { what, source } => Self::Io { what: what.clone(), source: same(source) },
             Self::Index(IndexError::Io { what, source }) => {
@@ -158,8 +166,8 @@ pub struct Change {
 /// Is told of every change; must be quick and must not call the store.
 pub type Observer = Arc<dyn Fn(&Change) + Send + Sync>;
 
-/// Whether this node owns an object, as opposed to having a copy.
-pub type Ownership = Arc<dyn Fn(&ObjectId) -> bool + Send + Sync>;
+/// Which objects are to go first. Is asked only when something is to be evicted, and must not call the store.
+pub type Classes = Arc<dyn Fn(&ObjectId) -> Class + Send + Sync>;
 
 /// A file handed to a reader.
 #[derive(Debug)]
@@ -178,9 +186,14 @@ pub struct Store {
     index: Index,
     slots: Slots,
     usage: Arc<Usage>,
-    clock: Mutex<Clock>,
-    owns: RwLock<Ownership>,
+    eviction: Mutex<Eviction>,
+    classes: RwLock<Classes>,
+    /// Objects that were read for the first time since eviction looked at them; told to it before it looks again.
+    hits: AtomicU64,
+    held: Held,
     capacity: AtomicU64,
+    /// Above the high watermark, and not below the low one since.
+    draining: AtomicBool,
     datasets: Mutex<HashMap<String, DatasetSlot>>,
     observer: Observer,
     failures: Box<dyn Fn() + Send + Sync>,
@@ -247,9 +260,12 @@ impl Store {
             index,
             slots,
             usage: Arc::default(),
-            clock: Mutex::default(),
-            owns: RwLock::new(Arc::new(|_| true)),
+            eviction: Mutex::default(),
+            classes: RwLock::new(Arc::new(|_| Class::Owned)),
+            hits: AtomicU64::new(0),
+            held: Held::default(),
             capacity: AtomicU64::new(capacity),
+            draining: AtomicBool::new(false),
             observer,
             failures: Box::new(failures),
             faults,
@@ -278,12 +294,12 @@ impl Store {
 
     /// Counts what the index had, and puts it in the order of eviction.
     fn take_stock(&self) {
-        let mut clock = self.clock.lock();
+        let mut order = self.eviction.lock();
         let mut used = HashMap::<DatasetSlot, u64>::new();
         for shard in self.slots.shards() {
             for (id, slot) in shard.iter() {
                 *used.entry(slot.dataset).or_default() += slot.bytes();
-                clock.insert(id);
+                order.restore(id, slot.dataset, slot.size);
             }
         }
         for (dataset, bytes) in used {
@@ -359,9 +375,12 @@ impl Store {
         })
     }
 
-    /// Marks an object as read, for eviction.
+    /// Marks an object as used again, for eviction. Once for each time that somebody opens it: that a file is read through chunk by chunk says nothing
+    /// about whether it will be read again.
     pub fn touch(&self, id: &ObjectId) {
-        self.slots.lock(id).touch(id);
+        if self.slots.lock(id).touch(id) {
+            self.hits.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// What the disk did wrong.
@@ -378,7 +397,7 @@ impl Store {
             return false;
         }
         let Some(slot) = shard.remove(id) else { return false };
-        self.remove_files(id);
+        self.remove_files(id, slot.bytes());
         self.checked.remove(id);
         self.usage.sub(slot.dataset, slot.bytes(), slot.evicting);
         (self.observer)(&Change { id: *id, size: slot.size, before: slot.presence(), after: Presence::Absent });

@@ -34,7 +34,6 @@ impl Store {
         }
         let slot = shard.get_mut(&object.id).filter(|slot| !slot.evicting)?;
         slot.pins += 1;
-        slot.visited = true;
         Some(Lease { store: Arc::clone(self), id: object.id, generation: slot.generation })
     }
 
@@ -65,6 +64,9 @@ impl Store {
                 (matches!(slot.body, Body::Complete), slot.verified, slot.bytes() > 0)
             })
         };
+        if has_bytes {
+            self.touch(&id);
+        }
         let Some(found) = self.backing.open(&id).map_err(failed)? else {
             if has_bytes {
                 self.lose_file(&id, lease.generation, false);

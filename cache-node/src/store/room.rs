@@ -1,5 +1,5 @@
-//! Making room: keeps the store below its capacity, and each dataset below its own. Above the high watermark objects are evicted until the
-//! low one is reached; a write waits only when there is no room at all.
+//! Making room: keeps the store below its capacity, each dataset below its own, and each namespace below its quota. Above the high watermark objects are
+//! evicted until the low one is reached; a write waits only when there is no room at all.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,67 +8,95 @@ use std::time::Duration;
 use forebay_catalog::ObjectId;
 
 use super::commit::Op;
-use super::eviction::Standing;
+use super::eviction::{Class, Request, Standing, View};
 use super::record::DatasetSlot;
-use super::slot::{Slot, Slots};
-use super::usage::Reservation;
-use super::{Ownership, Store, StoreError};
+use super::slot::Slots;
+use super::usage::{Over, Quota, Reservation, Scope, share};
+use super::{Classes, Store, StoreError};
 
 /// Eviction begins above this share of the capacity, in percent, ...
 const HIGH: u64 = 95;
 /// ... and ends below this one.
 const LOW: u64 = 90;
 
+/// A write evicts at most so many times its own bytes on the way down to the low watermark: no write pays for all the others.
+const PACE: u64 = 8;
+
 /// How long a write waits for room.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Store {
-    /// Changes the capacity; takes effect with the next write.
+    /// Changes the capacity; what is above it goes at once.
     pub fn set_capacity(&self, capacity: u64) {
         self.capacity.store(capacity, Ordering::Relaxed);
-        self.evict_to_watermark(0);
+        let used = self.usage.remaining();
+        if used > share(self.room(), HIGH) {
+            let low = share(self.room(), LOW);
+            self.evict(used - low, low, &Scope::All, Class::Pinned);
+        }
     }
 
-    /// Room for so many bytes more, if there is any without evicting something. Ends where eviction ends, so that what is loaded ahead and what
-    /// is read do not drive each other out for ever.
+    /// Room for so many bytes of a preload, or none. Evicts copies of what other nodes own, and nothing else. Ends where eviction ends, so
+    /// that what is loaded ahead and what is read do not drive each other out for ever.
     pub fn reserve(&self, dataset: DatasetSlot, bytes: u64) -> Option<Reservation> {
-        let dataset_limit = percent(self.usage.limit(dataset), LOW);
-        self.usage.reserve(dataset, bytes, percent(self.capacity(), LOW), dataset_limit)
+        loop {
+            match self.usage.reserve(dataset, bytes, self.room(), LOW) {
+                Ok(reservation) => return Some(reservation),
+                Err(Over { scope, bytes, low }) => {
+                    if self.evict(bytes, low, &scope, Class::Copy) == 0 {
+                        return None;
+                    }
+                }
+            }
+        }
     }
 
-    /// Room as [`Self::reserve`] gives it, made by evicting copies when there is none; none when that is not enough.
-    pub fn reserve_over_copies(&self, dataset: DatasetSlot, bytes: u64) -> Option<Reservation> {
-        if let Some(reserved) = self.reserve(dataset, bytes) {
-            return Some(reserved);
-        }
-        let owns = self.owns.read().clone();
-        let over_limit = (self.usage.remaining_of(dataset).saturating_add(bytes))
-            .saturating_sub(percent(self.usage.limit(dataset), LOW));
-        let over_capacity = (self.usage.remaining() + bytes).saturating_sub(percent(self.capacity(), LOW));
-        if over_limit > 0 {
-            self.evict_where(over_limit, |id, slot| slot.dataset == dataset && !owns(id));
-        }
-        if over_capacity > over_limit {
-            self.evict_where(over_capacity - over_limit, |id, _| !owns(id));
-        }
-        self.reserve(dataset, bytes)
+    /// Room for so many bytes, or none; nothing is evicted for it. For what is loaded ahead on a guess.
+    pub fn reserve_free(&self, dataset: DatasetSlot, bytes: u64) -> Option<Reservation> {
+        self.usage.reserve(dataset, bytes, self.room(), LOW).ok()
     }
 
     /// Lets a copy go that nobody reads any more; false when it is in use, or this node's own.
     pub fn release_copy(&self, id: &ObjectId) -> bool {
-        let owns = self.owns.read().clone();
-        !owns(id) && self.mark(id)
+        let classes = self.classes.read().clone();
+        classes(id) == Class::Copy && self.mark(id)
     }
 
-    /// Tells own objects from copies of others': copies are evicted first, since a peer has them too.
-    pub fn set_ownership(&self, owns: Ownership) {
-        *self.owns.write() = owns;
+    /// Says from now on which class an object is of. All objects are asked about anew, a few with each eviction.
+    pub fn set_classes(&self, classes: Classes) {
+        *self.classes.write() = classes;
+        self.sort_again();
     }
 
-    /// How many bytes a dataset's objects may take on this node; takes effect with the next write.
+    /// Objects may be of other classes than before, by the same rule.
+    pub fn sort_again(&self) {
+        self.eviction.lock().sort_again();
+    }
+
+    /// How many bytes a dataset's objects may take on this node.
     pub fn set_dataset_limit(&self, dataset: DatasetSlot, limit: Option<u64>) {
         self.usage.set_limit(dataset, limit);
-        self.evict_to_limit(dataset, 0);
+        self.evict_to_limits(dataset, 0, u64::MAX);
+    }
+
+    /// What groups of datasets may take on this node.
+    pub fn set_quotas(&self, quotas: Vec<Quota>) {
+        self.usage.set_quotas(quotas.clone());
+        for quota in &quotas {
+            if let Some(any) = quota.datasets.iter().next() {
+                self.evict_to_limits(*any, 0, u64::MAX);
+            }
+        }
+    }
+
+    /// Bytes that are unlinked and still on the disk; see [`super::held`].
+    pub fn held_bytes(&self) -> u64 {
+        self.held.bytes(self.used_bytes(), self.capacity(), || self.backing.space())
+    }
+
+    /// What files may take: the capacity without what readers hold of files that are gone.
+    fn room(&self) -> u64 {
+        self.capacity().saturating_sub(self.held_bytes())
     }
 
     /// Hands every object of `from` to the dataset that `heir` names, or evicts it when it names none. Those in use are left for the next call;
@@ -97,18 +125,20 @@ impl Store {
 
     /// Evicts a few percent of what there is.
     pub(super) fn evict_some(&self) {
-        self.evict(percent(self.usage.remaining(), 100 - HIGH), None);
+        let used = self.usage.remaining();
+        let some = share(used, 100 - HIGH);
+        self.evict(some, used - some, &Scope::All, Class::Pinned);
     }
 
     pub(super) async fn make_room(self: &Arc<Self>, dataset: DatasetSlot, bytes: u64) -> Result<(), StoreError> {
-        self.evict_to_limit(dataset, bytes);
+        self.evict_to_limits(dataset, bytes, bytes.saturating_mul(PACE));
         self.evict_to_watermark(bytes);
         let waited = tokio::time::timeout(PATIENCE, async {
             loop {
                 let changed = self.changed.notified();
                 tokio::pin!(changed);
                 changed.as_mut().enable();
-                if self.used_bytes() + bytes <= self.capacity() {
+                if self.used_bytes() + bytes <= self.room() {
                     return;
                 }
                 self.evict_to_watermark(bytes);
@@ -116,44 +146,57 @@ impl Store {
                 let _ = tokio::time::timeout(Duration::from_millis(100), changed).await;
             }
         });
-        waited.await.map_err(|_| StoreError::Full { used: self.used_bytes(), capacity: self.capacity() })
+        waited.await.map_err(|_| StoreError::Full {
+            used: self.used_bytes(),
+            held: self.held_bytes(),
+            capacity: self.capacity(),
+        })
     }
 
+    /// From the high watermark down to the low one, over several writes.
     fn evict_to_watermark(&self, incoming: u64) {
-        let (used, capacity) = (self.usage.remaining() + incoming, self.capacity());
-        if used > percent(capacity, HIGH) {
-            self.evict(used - percent(capacity, LOW), None);
+        let (used, room) = (self.usage.remaining() + incoming, self.room());
+        let (high, low) = (share(room, HIGH), share(room, LOW));
+        if used > high {
+            self.draining.store(true, Ordering::Relaxed);
+        } else if used <= low {
+            self.draining.store(false, Ordering::Relaxed);
+        }
+        if self.draining.load(Ordering::Relaxed) {
+            let paced = incoming.saturating_mul(PACE).max(used.saturating_sub(high));
+            self.evict(used.saturating_sub(low).min(paced), low, &Scope::All, Class::Pinned);
         }
     }
 
-    fn evict_to_limit(&self, dataset: DatasetSlot, incoming: u64) {
-        let (used, limit) = (self.usage.remaining_of(dataset).saturating_add(incoming), self.usage.limit(dataset));
-        if used > percent(limit, HIGH) {
-            self.evict(used - percent(limit, LOW), Some(dataset));
+    fn evict_to_limits(&self, dataset: DatasetSlot, incoming: u64, most: u64) {
+        for (over, excess) in self.usage.over(dataset, incoming, HIGH, LOW) {
+            self.evict(over.bytes.min(most.max(excess)), over.low, &over.scope, Class::Pinned);
         }
     }
 
-    fn evict(&self, need: u64, only: Option<DatasetSlot>) {
-        let owns = self.owns.read().clone();
-        let freed = self.evict_where(need, |id, slot| only.is_none_or(|only| slot.dataset == only) && !owns(id));
-        if freed < need {
-            self.evict_where(need - freed, |_, slot| only.is_none_or(|only| slot.dataset == only));
-        }
-    }
-
-    /// Evicts up to `need` bytes of objects that may go; how many it was.
-    fn evict_where(&self, need: u64, may_go: impl Fn(&ObjectId, &Slot) -> bool) -> u64 {
-        let victims = {
-            let mut clock = self.clock.lock();
-            clock.plan(need, |id| standing(&self.slots, id, &may_go))
-        };
-        let mut freed = 0;
-        for (id, bytes) in victims {
-            if self.mark(&id) {
-                freed += bytes;
-            } else {
-                // In use since the plan was made: back into the order.
-                self.clock.lock().insert(id);
+    /// Evicts so many bytes, or what there is, on the way to `target` bytes in the scope; how many it was.
+    fn evict(&self, need: u64, target: u64, scope: &Scope, upto: Class) -> u64 {
+        let classes = self.classes.read().clone();
+        let (mut freed, mut idle) = (0, 0);
+        while freed < need {
+            let (plan, all) = {
+                let mut order = self.eviction.lock();
+                order.note_hits(self.hits.swap(0, Ordering::Relaxed));
+                let request = Request { bytes: need - freed, target, upto, scope: &|dataset| scope.has(dataset) };
+                (order.plan(&request, &mut Look { slots: &self.slots, classes: &classes }), order.len())
+            };
+            for victim in &plan.victims {
+                if self.mark(&victim.id) {
+                    freed += victim.bytes;
+                } else {
+                    // In use since the plan was made.
+                    self.eviction.lock().take_back(victim);
+                }
+            }
+            // Everything was looked at, and then some, and all of it is in use.
+            idle = if plan.victims.is_empty() { idle + plan.steps } else { 0 };
+            if plan.exhausted || idle > 4 * all {
+                break;
             }
         }
         freed
@@ -176,19 +219,24 @@ impl Store {
     }
 }
 
-fn standing(slots: &Slots, id: &ObjectId, may_go: impl Fn(&ObjectId, &Slot) -> bool) -> Standing {
-    let mut shard = slots.lock(id);
-    let Some(slot) = shard.get_mut(id) else { return Standing::Gone };
-    if slot.evicting {
-        // Its bytes are as good as free.
-        return Standing::Gone;
-    }
-    if slot.pins > 0 || !may_go(id, slot) || std::mem::take(&mut slot.visited) {
-        return Standing::Stays;
-    }
-    Standing::Goes(slot.bytes())
+/// The objects as the order of eviction sees them.
+struct Look<'a> {
+    slots: &'a Slots,
+    classes: &'a Classes,
 }
 
-fn percent(bytes: u64, percent: u64) -> u64 {
-    bytes / 100 * percent + bytes % 100 * percent / 100
+impl View for Look<'_> {
+    fn class(&mut self, id: &ObjectId) -> Option<(DatasetSlot, Class)> {
+        let dataset = self.slots.lock(id).get(id).filter(|slot| !slot.evicting)?.dataset;
+        // Not under the shard's lock: readers go on.
+        Some((dataset, (self.classes)(id)))
+    }
+
+    fn standing(&mut self, id: &ObjectId) -> Option<Standing> {
+        let mut shard = self.slots.lock(id);
+        // The bytes of one that is evicting already are as good as free.
+        let slot = shard.get(id).filter(|slot| !slot.evicting)?;
+        let (dataset, bytes, in_use) = (slot.dataset, slot.bytes(), slot.pins > 0);
+        Some(Standing { dataset, bytes, in_use, read: shard.take_visited(id) })
+    }
 }

@@ -28,7 +28,7 @@ pub(super) struct Slot {
     pub(super) generation: u64,
     /// Leases and writes under way; the object can't be evicted meanwhile.
     pub(super) pins: u32,
-    /// Was read since the clock's hand passed.
+    /// Was used since eviction last looked at it.
     pub(super) visited: bool,
     /// On its way out: its files are about to be unlinked.
     pub(super) evicting: bool,
@@ -253,12 +253,24 @@ impl Guard<'_> {
         self.shard.in_use.get_mut(id)
     }
 
-    /// Marks an object as read.
-    pub(super) fn touch(&mut self, id: &ObjectId) {
-        match self.shard.in_use.get_mut(id) {
-            Some(slot) => slot.visited = true,
-            None => self.shard.complete.set(id, Flags::VISITED, true),
+    /// Marks an object as used; whether it was here and not marked.
+    pub(super) fn touch(&mut self, id: &ObjectId) -> bool {
+        self.set_visited(id, true) == Some(false)
+    }
+
+    /// Takes the mark away; whether there was one.
+    pub(super) fn take_visited(&mut self, id: &ObjectId) -> bool {
+        self.set_visited(id, false) == Some(true)
+    }
+
+    /// What it was before; none when it is not here.
+    fn set_visited(&mut self, id: &ObjectId, visited: bool) -> Option<bool> {
+        if let Some(slot) = self.shard.in_use.get_mut(id) {
+            return Some(std::mem::replace(&mut slot.visited, visited));
         }
+        let before = self.shard.complete.get(id)?.flags.has(Flags::VISITED);
+        self.shard.complete.set(id, Flags::VISITED, visited);
+        Some(before)
     }
 
     /// An object of which nothing is here. Whatever was known of it is forgotten.

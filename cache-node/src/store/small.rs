@@ -104,8 +104,8 @@ impl Store {
                 }
             }
             {
-                let mut clock = this.clock.lock();
-                kept.iter().for_each(|object| clock.insert(object.id));
+                let mut order = this.eviction.lock();
+                kept.iter().for_each(|object| order.insert(object.id, object.dataset, object.size));
             }
             if !pins.is_empty() {
                 this.send(Op::WrittenSmall { pins, permit })?;

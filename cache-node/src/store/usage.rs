@@ -1,11 +1,49 @@
 //! How many bytes the objects take, in all and for each dataset that brought them, and what of that is promised: to be freed, or to be taken.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use super::record::DatasetSlot;
+
+/// What several datasets may use of this node together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quota {
+    /// These.
+    pub datasets: Arc<HashSet<DatasetSlot>>,
+    /// So many bytes.
+    pub bytes: u64,
+}
+
+/// Whose bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    All,
+    Dataset(DatasetSlot),
+    Quota(Arc<HashSet<DatasetSlot>>),
+}
+
+impl Scope {
+    pub(super) fn has(&self, dataset: DatasetSlot) -> bool {
+        match self {
+            Self::All => true,
+            Self::Dataset(only) => *only == dataset,
+            Self::Quota(datasets) => datasets.contains(&dataset),
+        }
+    }
+}
+
+/// A limit that would be broken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Over {
+    /// Whose.
+    pub(super) scope: Scope,
+    /// By how much.
+    pub(super) bytes: u64,
+    /// What shall be left.
+    pub(super) low: u64,
+}
 
 /// The sums.
 #[derive(Debug, Default)]
@@ -18,6 +56,7 @@ struct Sums {
     total: Part,
     datasets: HashMap<DatasetSlot, Part>,
     limits: HashMap<DatasetSlot, u64>,
+    quotas: Vec<Quota>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,24 +115,41 @@ impl Usage {
         self.change(dataset, |part| part.leaving += bytes);
     }
 
-    /// Room for so many bytes, if that keeps the whole and the dataset below these limits.
+    /// Room for so many bytes, if that keeps the whole, the dataset and its quotas below `percent` of what they may have. If not: what would have to go.
     pub(super) fn reserve(
         self: &Arc<Self>,
         dataset: DatasetSlot,
         bytes: u64,
-        limit: u64,
-        dataset_limit: u64,
-    ) -> Option<Reservation> {
+        capacity: u64,
+        percent: u64,
+    ) -> Result<Reservation, Over> {
         {
             let mut sums = self.sums.lock();
-            let of_dataset = sums.datasets.get(&dataset).map_or(0, Part::expected);
-            if sums.total.expected() + bytes > limit || of_dataset + bytes > dataset_limit {
-                return None;
+            for (scope, limit) in sums.limits_of(dataset, capacity) {
+                let (expected, limit) = (sums.sum(&scope).expected(), share(limit, percent));
+                if expected + bytes > limit {
+                    return Err(Over { scope, bytes: expected + bytes - limit, low: limit });
+                }
             }
             sums.total.reserved += bytes;
             sums.datasets.entry(dataset).or_default().reserved += bytes;
         }
-        Some(Reservation { usage: Arc::clone(self), dataset, bytes })
+        Ok(Reservation { usage: Arc::clone(self), dataset, bytes })
+    }
+
+    /// The dataset's own limits that `incoming` more bytes of it would break: above `high` percent of one, what has to go to get to `low` percent, and
+    /// how much of that to get to `high`.
+    pub(super) fn over(&self, dataset: DatasetSlot, incoming: u64, high: u64, low: u64) -> Vec<(Over, u64)> {
+        let sums = self.sums.lock();
+        let limits = sums.limits_of(dataset, u64::MAX);
+        let over = limits.filter(|(_, limit)| *limit < u64::MAX).filter_map(|(scope, limit)| {
+            let part = sums.sum(&scope);
+            let expected = part.used.saturating_sub(part.leaving).saturating_add(incoming);
+            let excess = expected.checked_sub(share(limit, high)).filter(|excess| *excess > 0)?;
+            let low = share(limit, low);
+            Some((Over { scope, bytes: expected - low, low }, excess))
+        });
+        over.collect()
     }
 
     /// Bytes in files.
@@ -112,16 +168,6 @@ impl Usage {
         total.used.saturating_sub(total.leaving)
     }
 
-    /// The same for a dataset.
-    pub(super) fn remaining_of(&self, dataset: DatasetSlot) -> u64 {
-        self.sums.lock().datasets.get(&dataset).map_or(0, |part| part.used.saturating_sub(part.leaving))
-    }
-
-    /// How many bytes a dataset may have; any number unless set.
-    pub(super) fn limit(&self, dataset: DatasetSlot) -> u64 {
-        self.sums.lock().limits.get(&dataset).copied().unwrap_or(u64::MAX)
-    }
-
     pub(super) fn set_limit(&self, dataset: DatasetSlot, limit: Option<u64>) {
         let limits = &mut self.sums.lock().limits;
         match limit {
@@ -129,6 +175,38 @@ impl Usage {
             None => limits.remove(&dataset),
         };
     }
+
+    pub(super) fn set_quotas(&self, quotas: Vec<Quota>) {
+        self.sums.lock().quotas = quotas;
+    }
+}
+
+impl Sums {
+    /// What limits a dataset, each with its limit.
+    fn limits_of(&self, dataset: DatasetSlot, capacity: u64) -> impl Iterator<Item = (Scope, u64)> + use<> {
+        let own = self.limits.get(&dataset).map(|limit| (Scope::Dataset(dataset), *limit));
+        let quotas = self.quotas.iter().filter(|quota| quota.datasets.contains(&dataset));
+        let quotas: Vec<_> = quotas.map(|quota| (Scope::Quota(Arc::clone(&quota.datasets)), quota.bytes)).collect();
+        [(Scope::All, capacity)].into_iter().chain(own).chain(quotas)
+    }
+
+    fn sum(&self, scope: &Scope) -> Part {
+        let of = |dataset: &DatasetSlot| self.datasets.get(dataset).copied().unwrap_or_default();
+        match scope {
+            Scope::All => self.total,
+            Scope::Dataset(dataset) => of(dataset),
+            Scope::Quota(datasets) => datasets.iter().map(of).fold(Part::default(), |sum, part| Part {
+                used: sum.used + part.used,
+                leaving: sum.leaving + part.leaving,
+                reserved: sum.reserved + part.reserved,
+            }),
+        }
+    }
+}
+
+/// So many percent of a number of bytes.
+pub(super) fn share(bytes: u64, percent: u64) -> u64 {
+    bytes / 100 * percent + bytes % 100 * percent / 100
 }
 
 #[cfg(test)]
@@ -139,16 +217,43 @@ mod tests {
     fn what_is_promised_counts_until_it_has_happened() {
         let (usage, dataset) = (Arc::new(Usage::default()), DatasetSlot(1));
         usage.add(dataset, 60);
-        let first = usage.reserve(dataset, 30, 100, 1000).unwrap();
-        assert!(usage.reserve(dataset, 11, 100, 1000).is_none());
-        assert!(usage.reserve(dataset, 5, 100, 94).is_none(), "the dataset has a limit of its own");
+        let first = usage.reserve(dataset, 30, 100, 100).unwrap();
+        assert_eq!(usage.reserve(dataset, 11, 100, 100).unwrap_err(), Over { scope: Scope::All, bytes: 1, low: 100 });
         usage.mark(dataset, 20);
-        assert_eq!((usage.total(), usage.remaining(), usage.remaining_of(dataset)), (60, 40, 40));
-        let second = usage.reserve(dataset, 30, 100, 1000).unwrap();
+        assert_eq!((usage.total(), usage.remaining()), (60, 40));
+        let second = usage.reserve(dataset, 30, 100, 100).unwrap();
         usage.sub(dataset, 20, true);
-        assert!(usage.reserve(dataset, 1, 100, 1000).is_none());
+        assert!(usage.reserve(dataset, 1, 100, 100).is_err());
         drop((first, second));
         assert_eq!((usage.total(), usage.remaining()), (40, 40));
-        assert!(usage.reserve(dataset, 60, 100, 1000).is_some());
+        assert!(usage.reserve(dataset, 60, 100, 100).is_ok());
+    }
+
+    #[test]
+    fn a_dataset_is_limited_by_itself_and_with_others() {
+        let (usage, [a, b, c]) = (Arc::new(Usage::default()), [1, 2, 3].map(DatasetSlot));
+        let both = Arc::new(HashSet::from([a, b]));
+        usage.set_limit(a, Some(100));
+        usage.set_quotas(vec![Quota { datasets: Arc::clone(&both), bytes: 200 }]);
+        usage.add(a, 90);
+        usage.add(b, 90);
+        usage.add(c, 900);
+        assert_eq!(usage.reserve(a, 11, 5000, 100).unwrap_err(), Over { scope: Scope::Dataset(a), bytes: 1, low: 100 });
+        assert_eq!(
+            usage.reserve(b, 21, 5000, 100).unwrap_err(),
+            Over { scope: Scope::Quota(Arc::clone(&both)), bytes: 1, low: 200 }
+        );
+        assert!(usage.reserve(c, 21, 5000, 100).is_ok());
+        assert_eq!(usage.over(c, 1000, 95, 90), []);
+        assert_eq!(usage.over(a, 5, 95, 90), []);
+        let scopes: Vec<_> = usage.over(a, 15, 95, 90);
+        let expected = [
+            (Over { scope: Scope::Dataset(a), bytes: 15, low: 90 }, 10),
+            (Over { scope: Scope::Quota(both), bytes: 15, low: 180 }, 5),
+        ];
+        assert_eq!(scopes, expected);
+        usage.set_limit(a, None);
+        usage.set_quotas(Vec::new());
+        assert_eq!(usage.over(a, 1000, 95, 90), []);
     }
 }

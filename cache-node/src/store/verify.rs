@@ -126,13 +126,11 @@ impl Store {
         })
     }
 
-    /// Whether a chunk that is here is known to be right; none when it is not here. Marks the object as read.
+    /// Whether a chunk that is here is known to be right; none when it is not here.
     fn look(&self, id: &ObjectId, chunk: ChunkIndex) -> Option<bool> {
-        let mut shard = self.slots.lock(id);
+        let shard = self.slots.lock(id);
         let slot = shard.get(id).filter(|slot| !slot.evicting && slot.has(chunk))?;
-        let known = self.checked.contains(id, &slot, chunk);
-        shard.touch(id);
-        Some(known)
+        Some(self.checked.contains(id, &slot, chunk))
     }
 
     /// Verifies a chunk unless it is known to be right. To be asked before a reader is told that the chunk is present.

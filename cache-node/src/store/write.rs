@@ -122,8 +122,8 @@ impl Store {
                 first
             };
             if first {
-                // Not under the shard's lock: the clock's comes before it.
-                this.clock.lock().insert(id);
+                // Not under the shard's lock: the order's comes before it.
+                this.eviction.lock().insert(id, object.dataset, object.size);
             }
             this.send(Op::Written { pin, chunk, file: Arc::new(file), permit })
         })

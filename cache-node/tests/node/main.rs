@@ -4,6 +4,7 @@
 
 mod cluster;
 mod common;
+mod eviction;
 mod faults;
 mod faults_disk;
 mod lifecycle;

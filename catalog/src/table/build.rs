@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt;
 
 use zerocopy::IntoBytes;
-use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::little_endian::{I64, U16, U32, U64};
 
 use super::format::{DIGEST_FROM, Header, MAGIC, Meta, Row, VERSION};
 use crate::erofs::WriteAt;
@@ -77,14 +77,16 @@ impl<'a> TableBuilder<'a> {
         let mut heap_bytes = 0;
         for (id, index) in &self.rows {
             let (source, key, etag) = self.parts(*index);
+            let entry = self.tree.entries().get(*index);
             let key_bytes = key[0].len() + key[1].len();
             let row = Row {
                 id: *id.as_bytes(),
-                size: U64::new(self.tree.entries().get(*index).size),
+                size: U64::new(entry.size),
                 key_offset: U64::new(heap_bytes),
                 key_bytes: U32::new(key_bytes as u32),
                 etag_bytes: U16::new(etag.len() as u16),
                 source: U16::new(source),
+                modified: I64::new(entry.mtime.seconds),
             };
             rows.write_all(row.as_bytes())?;
             for part in [key[0], key[1], etag] {

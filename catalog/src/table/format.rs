@@ -1,7 +1,7 @@
 //! The side table's file: a header, a JSON section (sources, owner, modes), rows of fixed size in the order of FUSE node id and object id, and a heap
 //! with each row's key and ETag. All numbers little-endian.
 
-use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{CatalogSource, TreeAttributes};
 
 pub(super) const MAGIC: [u8; 8] = *b"FOREBAYT";
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 /// The digest is of everything from here to the end of the file.
 pub(super) const DIGEST_FROM: usize = 40;
 
@@ -41,9 +41,11 @@ pub(super) struct Row {
     pub(super) key_bytes: U32,
     pub(super) etag_bytes: U16,
     pub(super) source: U16,
+    /// Seconds since 1970.
+    pub(super) modified: I64,
 }
 
-const _: () = assert!(size_of::<Header>() == 128 && size_of::<Row>() == 40);
+const _: () = assert!(size_of::<Header>() == 128 && size_of::<Row>() == 48);
 
 /// The JSON section.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -60,6 +60,8 @@ pub struct ObjectRecord<'a> {
     pub key: &'a [u8],
     /// Its ETag, as the source told it.
     pub etag: &'a str,
+    /// When it was last changed in the source, in seconds since 1970.
+    pub modified_unix_seconds: i64,
 }
 
 impl ObjectRecord<'_> {
@@ -162,6 +164,14 @@ impl ObjectTable {
         rows.get(at).filter(|row| row.id == *id.as_bytes()).and_then(|row| self.record(row))
     }
 
+    /// All rows of an object: one for each of its paths.
+    pub fn find_all(&self, id: &ObjectId) -> impl Iterator<Item = ObjectRecord<'_>> {
+        let (rows, id) = (self.row_slice(), *id);
+        let first = rows.partition_point(|row| ObjectId::from_bytes(row.id).table_order() < id.table_order());
+        let rows = rows.get(first..).unwrap_or_default().iter().take_while(move |row| row.id == *id.as_bytes());
+        rows.filter_map(|row| self.record(row))
+    }
+
     /// The object with this FUSE node id, of which a catalog has at most one.
     pub fn find_by_fuse_node_id(&self, node_id: u64) -> Option<ObjectRecord<'_>> {
         let rows = self.row_slice();
@@ -195,6 +205,7 @@ impl ObjectTable {
             source,
             key,
             etag,
+            modified_unix_seconds: row.modified.get(),
         })
     }
 }

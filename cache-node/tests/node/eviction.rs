@@ -1,0 +1,82 @@
+//! Quotas and pins of a node that has far less room than its datasets have bytes.
+
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
+use forebay_protocol::config::{PinConfig, QuotaConfig};
+
+use crate::common::process::NodeProcess;
+use crate::common::{config, content, dataset, file_source, free_address, scratch, wait_for};
+
+const FILE: usize = 2 << 20;
+const QUOTA: u64 = 12 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quota_holds_what_is_pinned_stays_and_everything_reads_right() {
+    let (limited, pinning) = (scratch(), scratch());
+    let name = |n: u64| if n < 5 { format!("keep/{n}") } else { format!("other/{n}") };
+    for (seed, source) in [(0, &limited), (100, &pinning)] {
+        for folder in ["keep", "other"] {
+            std::fs::create_dir(source.path().join(folder)).unwrap();
+        }
+        for n in 0..16 {
+            std::fs::write(source.path().join(name(n)), content(seed + n, FILE)).unwrap();
+        }
+    }
+    let address = free_address([127, 0, 0, 2]);
+    let mut node = NodeProcess::start(|folder| {
+        let datasets = [("limited", &limited), ("pinning", &pinning)].map(|(name, source)| {
+            let mut dataset = dataset(name, file_source(source.path()));
+            name.clone_into(&mut dataset.namespace);
+            dataset
+        });
+        let mut config = config(folder, address, &[], datasets.into());
+        config.datasets[1].pin =
+            Some(PinConfig { include: vec!["keep/*".to_owned()], newer_than_seconds: Some(24 * 3600) });
+        config.quotas = vec![QuotaConfig { namespace: "limited".to_owned(), capacity_bytes: QUOTA }];
+        config.node.capacity_bytes = 32 << 20;
+        config
+    })
+    .await;
+    let pinned = node.reader("pinning").await;
+    let limits = node.reader("limited").await;
+    let on_disk = |reader: &crate::common::reader::Reader, n: u64| {
+        let id = reader.files()[&name(n)];
+        let path = node.config.node.cache_dir.join("objects").join(id.relative_path());
+        std::fs::metadata(path).map(|metadata| metadata.ino()).ok()
+    };
+    let mut inodes = None;
+    for _ in 0..2 {
+        for n in 0..16 {
+            for (seed, reader) in [(100, &pinned), (0, &limits)] {
+                let bytes = reader.read(&reader.files()[&name(n)], 1 << 20).await.unwrap();
+                assert!(bytes == content(seed + n, FILE), "{}", name(n));
+            }
+        }
+        wait_for("the quota to be kept", Duration::from_secs(10), || async {
+            (node.dataset("limited").await.cached_bytes <= QUOTA).then_some(())
+        })
+        .await;
+        assert!(node.status().await.cached_bytes <= 32 << 20);
+        let now: Vec<_> = (0..5).map(|n| on_disk(&pinned, n).expect("what is pinned stays")).collect();
+        assert_eq!(*inodes.get_or_insert_with(|| now.clone()), now, "it was never evicted");
+    }
+    assert!(node.dataset("limited").await.cached_bytes >= QUOTA / 2);
+    let evicted = (0..16).filter(|n| on_disk(&limits, *n).is_none()).count();
+    assert!(evicted >= 10, "{evicted}");
+    assert_eq!(node.metric("forebay_verification_failures_total").await, 0);
+    drop((pinned, limits));
+    // A pattern that is none is refused by name; what was applied before goes on.
+    let revision = node.status().await.revision;
+    node.change(|config| {
+        if let Some(pin) = &mut config.datasets[1].pin {
+            pin.include.push("keep/[".to_owned());
+        }
+    });
+    wait_for("the refusal", Duration::from_secs(10), || async {
+        let log = node.log();
+        (log.contains("keep/[") && log.contains("pinning/pinning")).then_some(())
+    })
+    .await;
+    assert_eq!(node.status().await.revision, revision);
+}
