@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use forebay_catalog::ObjectId;
-use forebay_protocol::config::{Member, PlacementConfig};
+use forebay_protocol::config::{DEFAULT_MEMORY_BYTES, Member, PlacementConfig};
 use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -18,7 +18,7 @@ use super::super::peers::{PeerAnswer, Reach};
 use super::super::placement::{Members, Placement};
 use super::super::worlds::{Chunks, Content, Link, World};
 use super::super::{CatalogObject, Ensured, FetchError, Fetcher};
-use crate::memory::{LEAST, Memory, Share, Shares};
+use crate::memory::{Memory, Share, Shares};
 use crate::metrics::Metrics;
 use crate::problem::Reason;
 use crate::source::{ObjectVersion, SourceError};
@@ -235,7 +235,7 @@ impl Node {
         let placement = Placement::after_start(self.members(members), config);
         let dataset = SimDataset { simulation: Arc::clone(simulation), placement, dead: dead.clone() };
         let life = Life {
-            fetcher: Arc::new(Fetcher::new(Arc::new(store), link, Shares::of(LEAST), Metrics::new())),
+            fetcher: Arc::new(Fetcher::new(Arc::new(store), link, Shares::of(DEFAULT_MEMORY_BYTES), Metrics::new())),
             dataset: RwLock::new(Arc::new(dataset)),
             dead,
         };
