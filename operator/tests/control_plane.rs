@@ -20,7 +20,7 @@ use forebay_operator::{Arguments, leader, run_with};
 use forebay_protocol::config::{DatasetConfig, MemberState, RuntimeConfig};
 use forebay_protocol::node::node_server::{Node, NodeServer};
 use forebay_protocol::node::{
-    CatalogInfo, DatasetStatus, DiskFault, DiskFaultKind, Drain, PreloadProgress, ReadCatalogRequest,
+    AdoptRequest, AdoptResponse,     CatalogInfo, DatasetStatus, DiskFault, DiskFaultKind, Drain, PreloadProgress, ReadCatalogRequest,
     ReadCatalogResponse, StatusRequest, StatusResponse,
 };
 use forebay_protocol::tls::Identity;
@@ -244,6 +244,10 @@ impl Node for FakeNode {
         _: tonic::Request<ReadCatalogRequest>,
     ) -> Result<tonic::Response<Self::ReadCatalogStream>, tonic::Status> {
         Err(tonic::Status::unimplemented("the operator does not read"))
+    }
+
+    async fn adopt(&self, _: tonic::Request<AdoptRequest>) -> Result<tonic::Response<AdoptResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("only cache nodes hand over"))
     }
 }
 

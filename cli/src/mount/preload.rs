@@ -103,6 +103,7 @@ mod tests {
             failed_files: 1,
             failures: vec![failure],
             running: true,
+            ..PreloadProgress::default()
         };
         let text = line(&progress, 1 << 20, Duration::from_secs(2));
         assert_eq!(text, "1 of 3 files, 2Mi of 4Mi, 512Ki/s, 1 failed (a/b: gone)");
