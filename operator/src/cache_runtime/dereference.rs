@@ -105,10 +105,10 @@ pub fn readers(datasets: &[Arc<Dataset>]) -> BTreeMap<String, Vec<String>> {
             readers.entry(mounted.node.clone()).or_default().extend(pods);
         }
     }
-    readers.values_mut().for_each(|pods| {
+    for pods in readers.values_mut() {
         pods.sort();
         pods.dedup();
-    });
+    }
     readers
 }
 

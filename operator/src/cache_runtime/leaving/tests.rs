@@ -121,8 +121,8 @@ impl Scene {
     }
 }
 
-fn drain(total: u64, remaining: u64) -> Option<Drain> {
-    Some(Drain { total_bytes: total << 30, remaining_bytes: remaining << 30, done: remaining == 0, problem: None })
+fn drain(total: u64, remaining: u64) -> Drain {
+    Drain { total_bytes: total << 30, remaining_bytes: remaining << 30, done: remaining == 0, problem: None }
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn a_smaller_number_drains_the_last_one_and_then_shrinks() {
     assert_eq!((leaving.replicas, leaving.addresses), (2, BTreeSet::from([pod_address(1)])));
     assert_eq!(leaving.departures["pool-1"].handover, Handover::Waits("it has not heard of it yet".into()));
 
-    scene.answer(drain(10, 4));
+    scene.answer(Some(drain(10, 4)));
     let (leaving, events) = scene.step();
     assert!(events.is_empty(), "{events:?}");
     let (state, shown) = leaving.departures["pool-1"].status();
@@ -141,7 +141,7 @@ fn a_smaller_number_drains_the_last_one_and_then_shrinks() {
     assert_eq!(shown.message, "1 cache nodes are wanted; it hands over what it holds");
     assert_eq!(leaving.replicas, 2);
 
-    scene.answer(drain(10, 0));
+    scene.answer(Some(drain(10, 0)));
     let (leaving, events) = scene.step();
     assert_eq!(events, ["NodeLeft"]);
     assert_eq!(leaving.replicas, 1);
@@ -157,11 +157,11 @@ fn a_smaller_number_drains_the_last_one_and_then_shrinks() {
 #[test]
 fn an_old_answer_does_not_end_a_new_drain() {
     let mut scene = scene();
-    scene.answer(drain(10, 0));
+    scene.answer(Some(drain(10, 0)));
     assert_eq!(scene.step().0.replicas, 2, "it has not been asked yet: this is of an earlier time");
     scene.published.revision = "later".into();
     assert_eq!(scene.step().0.replicas, 2, "it has not read the last configuration");
-    scene.answer(drain(10, 0));
+    scene.answer(Some(drain(10, 0)));
     assert_eq!(scene.step().0.replicas, 1);
 }
 
@@ -180,7 +180,7 @@ fn readers_on_its_node_keep_a_drained_one_serving() {
     let mut scene = scene();
     scene.readers.insert("n1".into(), vec!["training/job-7".into()]);
     scene.step();
-    scene.answer(drain(10, 0));
+    scene.answer(Some(drain(10, 0)));
     let (leaving, _) = scene.step();
     assert_eq!(leaving.replicas, 2);
     let (_, shown) = leaving.departures["pool-1"].status();
@@ -194,8 +194,8 @@ fn patience_ends_counts_from_the_status_and_names_what_is_lost() {
     let mut scene = scene();
     scene.step();
     let mut stuck = drain(10, 4);
-    stuck.as_mut().unwrap().problem = Some(Problem { reason: "Full".into(), message: "pool-0 is full".into() });
-    scene.answer(stuck);
+    stuck.problem = Some(Problem { reason: "Full".into(), message: "pool-0 is full".into() });
+    scene.answer(Some(stuck));
     scene.now = Timestamp::from_second(NOW + 3599).unwrap();
     assert_eq!(scene.step().0.replicas, 2);
     scene.now = Timestamp::from_second(NOW + 3600).unwrap();
@@ -224,19 +224,19 @@ fn a_silent_member_is_waited_for_and_one_that_is_forgotten_is_not() {
     assert_eq!((leaving.departures.len(), leaving.replicas), (0, 1));
 }
 
-fn with_labels(name: &str, labels: Value) -> Arc<Node> {
+fn with_labels(name: &str, labels: &Value) -> Arc<Node> {
     Arc::new(serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}})).unwrap())
 }
 
 #[test]
 fn a_label_on_a_node_drains_it_and_its_pod_is_evicted() {
     let mut scene = scene();
-    scene.nodes[0] = with_labels("n0", json!({LEAVE_LABEL: "true"}));
+    scene.nodes[0] = with_labels("n0", &json!({LEAVE_LABEL: "true"}));
     let leaving = scene.step().0;
     assert_eq!(leaving.departures["pool-0"].why, "the node n0 has the label forebay.dev/leave=true");
     assert_eq!((leaving.replicas, leaving.evict.len()), (2, 0));
     let last = scene.gathered.nodes[1].clone();
-    scene.answer(drain(10, 0));
+    scene.answer(Some(drain(10, 0)));
     let done = scene.gathered.nodes[1].status.clone().unwrap().drain;
     for status in [&mut scene.gathered.nodes[0].last].into_iter().flatten() {
         status.drain.clone_from(&done);
