@@ -20,8 +20,8 @@ use forebay_operator::{Arguments, leader, run_with};
 use forebay_protocol::config::{DatasetConfig, MemberState, RuntimeConfig};
 use forebay_protocol::node::node_server::{Node, NodeServer};
 use forebay_protocol::node::{
-    AdoptRequest, AdoptResponse,     CatalogInfo, DatasetStatus, DiskFault, DiskFaultKind, Drain, PreloadProgress, ReadCatalogRequest,
-    ReadCatalogResponse, StatusRequest, StatusResponse,
+    AdoptRequest, AdoptResponse, CatalogInfo, DatasetStatus, DiskFault, DiskFaultKind, Drain, PreloadProgress,
+    ReadCatalogRequest, ReadCatalogResponse, StatusRequest, StatusResponse,
 };
 use forebay_protocol::tls::Identity;
 use futures::stream::BoxStream;
