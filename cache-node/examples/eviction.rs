@@ -24,5 +24,7 @@ fn main() {
         println!("| {name} | {} |", cells.join(" | "));
     }
     println!();
-    lines.iter().for_each(|line| println!("{line}"));
+    for line in &lines {
+        println!("{line}");
+    }
 }

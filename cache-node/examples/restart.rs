@@ -59,15 +59,16 @@ fn main() -> anyhow::Result<()> {
     let layout = CacheLayout::new(&folder);
     let bytes = size_of_folder(&layout)?;
     let before = resident()?;
-    let begun = Instant::now();
+    let (begun, cpu) = (Instant::now(), cpu_seconds()?);
     let store = Store::open(&layout, u64::MAX / 4, Arc::new(|_| ()), || ())?;
-    let opened = begun.elapsed();
+    let (opened, cpu) = (begun.elapsed(), cpu_seconds()? - cpu);
     let after = resident()?;
     let (first, last) = (object(&args, 0), object(&args, args.objects - 1));
     anyhow::ensure!(store.is_complete(&first.id), "the first object is not in the index");
     anyhow::ensure!(args.kill || store.is_complete(&last.id), "the last object is not in the index");
     let objects = store.used_bytes() / first.size;
     println!("open_seconds={:.3}", opened.as_secs_f64());
+    println!("open_cpu_seconds={cpu:.3}");
     println!("objects={objects}");
     println!("chunks={}", objects * args.chunks);
     println!("index_bytes={bytes}");
@@ -129,6 +130,15 @@ fn size_of_folder(layout: &CacheLayout) -> anyhow::Result<u64> {
         bytes += entry?.metadata()?.len();
     }
     Ok(bytes)
+}
+
+/// Processor time of all threads so far: what it takes however busy the machine is.
+fn cpu_seconds() -> anyhow::Result<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    // Behind the name in brackets: state, then ten other fields.
+    let fields = stat.rsplit(')').next().context("no fields in stat")?;
+    let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<f64>).sum::<Result<f64, _>>()?;
+    Ok(ticks / rustix::param::clock_ticks_per_second() as f64)
 }
 
 /// Resident memory of this process in bytes.

@@ -181,11 +181,11 @@ async fn serve(folder: &Path, chunks: u32, small: u32, tls: bool, memory_bytes: 
     write_identity(folder);
     let yaml = format!(
         "runtime: {{namespace: bench, name: transfer}}
-node: {{cacheDir: {cache:?}, capacityBytes: 1099511627776, memoryBytes: {memory_bytes}, listen: '127.0.0.1:0'}}
+node: {{cacheDir: '{cache}', capacityBytes: 1099511627776, memoryBytes: {memory_bytes}, listen: '127.0.0.1:0'}}
 datasets:
 - {{uid: {UID}, namespace: bench, name: transfer, mounts: [{{path: /, sources: [{{url: 'file://{source}'}}]}}], preload: {{}}}}
 ",
-        cache = folder.join("cache"),
+        cache = folder.join("cache").display(),
         source = source.display(),
     );
     std::fs::write(folder.join("runtime.yaml"), yaml).unwrap();

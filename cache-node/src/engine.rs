@@ -221,7 +221,7 @@ impl Engine {
             }
         }));
         let slot = |uid: &str| datasets.iter().find(|dataset| dataset.uid() == uid).map(|dataset| dataset.slot);
-        self.store.set_quotas(limits::quotas(config, members, slot));
+        self.store.set_quotas(&limits::quotas(config, members, slot));
         // Last: what is too much goes in the order of the classes.
         self.store.set_capacity(config.node.capacity_bytes);
     }

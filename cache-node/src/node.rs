@@ -232,7 +232,6 @@ impl Shared {
             disk_faults: engine.as_ref().map(|engine| engine.store().faults().status()).unwrap_or_default(),
             verification_failures: self.metrics.verification_failures(),
             scrubbed_bytes: engine.map(|engine| engine.store().scrubbed_bytes()).unwrap_or_default(),
-            ..StatusResponse::default()
         }
     }
 

@@ -117,7 +117,9 @@ impl Group {
                 self.size += pins.len();
                 self.has_small = true;
                 self.permits.push(permit);
-                pins.into_iter().for_each(|pin| self.put(pin, ChunkIndex(0)));
+                for pin in pins {
+                    self.put(pin, ChunkIndex(0));
+                }
             }
             Op::Evict { id, generation } => {
                 self.removals.insert(id, generation);

@@ -122,7 +122,7 @@ async fn live(store: Arc<Store>, mut random: u64, capacity: u64, end: Instant, s
                 assert!(opened.lease.is_valid());
                 // The lease goes, the descriptor or the mapping stays.
                 if opened.complete && files.len() + maps.len() < 4 {
-                    if next(&mut random) % 2 == 0 {
+                    if next(&mut random).is_multiple_of(2) {
                         maps.push((index, Mapped::of(&opened.file, object.size)));
                     } else {
                         files.push((index, opened.file));

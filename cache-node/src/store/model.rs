@@ -20,15 +20,38 @@ const SIZES: [u64; 10] =
 
 #[derive(Clone, Debug)]
 enum Op {
-    Write { object: usize, chunk: u32 },
-    WriteSmall { objects: Vec<usize> },
-    Read { object: usize, chunk: u32 },
-    ReadSmall { objects: Vec<usize> },
-    Open { object: usize },
+    Write {
+        object: usize,
+        chunk: u32,
+    },
+    WriteSmall {
+        objects: Vec<usize>,
+    },
+    Read {
+        object: usize,
+        chunk: u32,
+    },
+    ReadSmall {
+        objects: Vec<usize>,
+    },
+    Open {
+        object: usize,
+    },
     CloseAll,
-    Lose { object: usize, chunk: u32 },
-    Forget { object: usize },
-    Shrink { percent: u64 },
+    Lose {
+        object: usize,
+        chunk: u32,
+    },
+    Forget {
+        object: usize,
+    },
+    /// Forgets an object and writes it again at once.
+    Replace {
+        object: usize,
+    },
+    Shrink {
+        percent: u64,
+    },
     Bequeath,
     Flush,
 }
@@ -49,6 +72,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::CloseAll),
         2 => any_object().prop_map(|object| Op::Forget { object }),
         2 => (any_object(), 0_u32..3).prop_map(|(object, chunk)| Op::Lose { object, chunk }),
+        2 => any_object().prop_map(|object| Op::Replace { object }),
         1 => (0_u64..100).prop_map(|percent| Op::Shrink { percent }),
         1 => Just(Op::Bequeath),
         5 => Just(Op::Flush),
@@ -159,11 +183,13 @@ async fn run_one(store: &Arc<Store>, op: &Op, known: &mut Known, leases: &mut Ve
             leases.push(opened.lease);
         }
         Op::CloseAll => leases.clear(),
-        Op::Forget { object: index } => {
-            known.written.retain(|(i, _)| i != index);
-            known.safe.retain(|(i, _)| i != index);
-            known.dropped.insert(*index);
-            store.forget(&object(*index).id);
+        Op::Forget { object: index } => forget(store, *index, known),
+        Op::Replace { object: index } => {
+            forget(store, *index, known);
+            let bytes = chunk_bytes(*index, ChunkIndex(0));
+            let crc = crc32c::crc32c(&bytes);
+            store.write_chunk(&object(*index), ChunkIndex(0), bytes, crc).await.unwrap();
+            known.written.insert((*index, 0));
         }
         Op::Lose { object: index, chunk } => {
             let (id, chunk) = (object(*index).id, ChunkIndex(chunk % chunk_count(SIZES[*index])));
@@ -205,6 +231,13 @@ async fn run_one(store: &Arc<Store>, op: &Op, known: &mut Known, leases: &mut Ve
     }
 }
 
+fn forget(store: &Store, index: usize, known: &mut Known) {
+    known.written.retain(|(i, _)| *i != index);
+    known.safe.retain(|(i, _)| *i != index);
+    known.dropped.insert(index);
+    store.forget(&object(index).id);
+}
+
 fn judge(store: &Store, index: usize, chunk: ChunkIndex, read: Option<&(Bytes, u32)>, known: &Known) {
     if let Some((bytes, crc)) = read {
         assert!(*bytes == chunk_bytes(index, chunk), "object {index} {chunk:?} is wrong");
@@ -220,14 +253,14 @@ async fn check(layout: &CacheLayout, known: &Known) {
     let store = open(layout, &failures);
     store.sweep();
     let mut bytes_here = 0;
-    for index in 0..SIZES.len() {
+    for (index, size) in SIZES.iter().enumerate() {
         let id = object(index).id;
         // As the kernel reads it: the file, and nobody verifies it.
         let opened = store.open_object(&object(index)).await.unwrap();
         for chunk in chunks(index).filter(|chunk| opened.complete || store.has(&id, *chunk)) {
             let mut bytes = chunk_bytes(index, chunk).to_vec();
             bytes.fill(0);
-            opened.file.read_exact_at(&mut bytes, chunk.range(SIZES[index]).offset).unwrap();
+            opened.file.read_exact_at(&mut bytes, chunk.range(*size).offset).unwrap();
             assert!(bytes == chunk_bytes(index, chunk), "object {index} {chunk:?} is wrong in its file");
         }
         drop(opened);
@@ -318,7 +351,6 @@ proptest! {
             if power_loss {
                 store.crash.lose_unsynced(store.backing.folders());
                 store.crash.lose_unsynced_logs(&layout.index());
-                // Written since the last flush or not, nothing is known of it.
             }
         }
         runtime().block_on(check(&layout, &known));

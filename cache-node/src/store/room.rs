@@ -80,9 +80,9 @@ impl Store {
     }
 
     /// What groups of datasets may take on this node.
-    pub fn set_quotas(&self, quotas: Vec<Quota>) {
-        self.usage.set_quotas(quotas.clone());
-        for quota in &quotas {
+    pub fn set_quotas(&self, quotas: &[Quota]) {
+        self.usage.set_quotas(quotas.to_vec());
+        for quota in quotas {
             if let Some(any) = quota.datasets.iter().next() {
                 self.evict_to_limits(*any, 0, u64::MAX);
             }

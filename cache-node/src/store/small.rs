@@ -105,7 +105,9 @@ impl Store {
             }
             {
                 let mut order = this.eviction.lock();
-                kept.iter().for_each(|object| order.insert(object.id, object.dataset, object.size));
+                for object in &kept {
+                    order.insert(object.id, object.dataset, object.size);
+                }
             }
             if !pins.is_empty() {
                 this.send(Op::WrittenSmall { pins, permit })?;

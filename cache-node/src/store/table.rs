@@ -151,18 +151,17 @@ impl Table {
         let crc = match crcs {
             [] => 0,
             [crc] => *crc,
-            many => match self.free_many.pop() {
-                Some(at) => {
+            many => {
+                if let Some(at) = self.free_many.pop() {
                     if let Some(place) = self.many.get_mut(at as usize) {
                         *place = many.into();
                     }
                     at
-                }
-                None => {
+                } else {
                     self.many.push(many.into());
                     self.many.len() as u32 - 1
                 }
-            },
+            }
         };
         let new =
             Entry { id: *id.as_bytes(), size: [size as u32, (size >> 32) as u32], dataset: dataset.0, crc, flags };
@@ -305,7 +304,7 @@ mod tests {
                 worst = worst.max(table.bytes() * 10 / (n as usize + 1));
             }
         }
-        assert!(worst <= 490, "{} tenths of a byte", worst);
+        assert!(worst <= 490, "{worst} tenths of a byte");
         // What is removed leaves room for as much again.
         let before = table.bytes();
         (0..100_000).for_each(|n| assert!(table.remove(&id(n)).is_some()));

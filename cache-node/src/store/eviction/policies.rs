@@ -123,12 +123,11 @@ impl Policy for Sieve {
         while self.used + bytes > self.capacity {
             let under = self.order.range(self.hand..).next().or_else(|| self.order.iter().next());
             let Some((at, oldest)) = under.map(|(at, oldest)| (*at, *oldest)) else { break };
-            match self.objects.get_mut(&oldest) {
-                Some((read @ true, _)) => *read = false,
-                _ => {
-                    self.order.remove(&at);
-                    self.used -= self.objects.remove(&oldest).map_or(0, |(_, bytes)| bytes);
-                }
+            if let Some((read @ true, _)) = self.objects.get_mut(&oldest) {
+                *read = false;
+            } else {
+                self.order.remove(&at);
+                self.used -= self.objects.remove(&oldest).map_or(0, |(_, bytes)| bytes);
             }
             self.hand = self.order.range(at + 1..).next().map_or(0, |(next, _)| *next);
         }

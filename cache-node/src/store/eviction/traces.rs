@@ -113,7 +113,9 @@ fn capacity(accesses: &[Access], share: u64) -> u64 {
 pub fn epochs(share: u64, seen: bool) -> Trace {
     let mut random = Random(1 + share);
     let mut accesses: Vec<_> = (0..EPOCHS).flat_map(|n| epoch(&mut random, 0, n >= WARM_EPOCHS)).collect();
-    accesses.iter_mut().for_each(|access| access.seen = seen);
+    for access in &mut accesses {
+        access.seen = seen;
+    }
     let name = if seen { "epochs" } else { "epochs-unseen" };
     Trace { name: name.to_owned(), capacity: capacity(&accesses, share), accesses, share }
 }

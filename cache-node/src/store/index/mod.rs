@@ -304,7 +304,7 @@ impl Index {
                     return None;
                 }
                 state.writing_snapshot = writer.is_ok();
-                writer.inspect_err(|error| warn_of_snapshot(error)).ok()
+                writer.inspect_err(warn_of_snapshot).ok()
             }
             Err(error) => {
                 warn_of_snapshot(&error);
