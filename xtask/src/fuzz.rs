@@ -47,7 +47,9 @@ impl Fuzz {
     pub fn run(self) -> Result<()> {
         let all = targets()?;
         if self.list {
-            all.iter().for_each(|target| println!("{target}"));
+            for target in &all {
+                println!("{target}");
+            }
             return Ok(());
         }
         for target in &self.targets {
@@ -198,7 +200,7 @@ impl Running {
         match written(&log) {
             Some(input) => println!("replay it: {} {input}", self.program.display()),
             None => {
-                println!("no input was kept in {}; the whole log is {}", self.artifacts.display(), self.log.display())
+                println!("no input was kept in {}; the whole log is {}", self.artifacts.display(), self.log.display());
             }
         }
         Ok(Some(false))
