@@ -262,7 +262,7 @@ mod tests {
             table(&[row(&[5e8], Some(&[1e9]), Required::RatioAtLeast(0.7)), row(&[1e9], None, Required::Nothing)]);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 3);
-        assert!(lines[1].contains("500 MB/s  sendfile: 1.00 GB/s  0.50   >= 0.7x   **no**"), "{text}");
+        assert!(lines[1].contains("500 MB/s   sendfile: 1.00 GB/s  0.50   >= 0.7x   **no**"), "{text}");
     }
 
     #[test]

@@ -299,7 +299,11 @@ fn what_can_not_be_mounted_is_refused_before_anything_starts() {
     let cases = [
         ("unknown field", good.replace("mounts:", "mountz: []\n  mounts:"), "unknown field spec.mountz"),
         ("missing Secret", good.split_once("---").unwrap().0.to_owned(), "Secret training/cloud"),
-        ("not supported", good.replace("spec:\n", "spec:\n  pin: {}\n"), "spec.pin is not supported yet"),
+        (
+            "not supported",
+            good.replace("spec:\n", "spec:\n  preload: {priority: 5}\n"),
+            "spec.preload.priority is not supported yet",
+        ),
         ("two Datasets", format!("{good}---\n{good}"), "2 Datasets"),
         ("no YAML", "{".to_owned(), "document 1"),
     ];

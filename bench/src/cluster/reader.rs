@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use forebay_catalog::{Catalog, ObjectId};
 use forebay_protocol::fdsocket::FdSocket;
 use forebay_protocol::local::{
-    Close, Ensure, Failed, Open, Request, Response, request::Call, response::Result as Answer,
+    Close, Ensure, Failed, FailureKind, Open, Request, Response, request::Call, response::Result as Answer,
 };
 
 /// A connection; one request at a time.
@@ -22,6 +22,9 @@ pub struct Reader {
     catalog: Catalog,
     next: AtomicU64,
 }
+
+/// How often an object is opened again in one read: a lease ends when what it is on was found damaged, which does not go on for ever.
+const OPENED_AGAIN: usize = 5;
 
 /// Why a read gave no bytes.
 #[derive(Debug)]
@@ -79,8 +82,18 @@ impl Reader {
         }
     }
 
-    /// Reads an object from end to end, in pieces of `step` bytes.
+    /// Reads an object from end to end, in pieces of `step` bytes. Opens it again when told to, as the daemon does.
     pub async fn read(&self, id: &ObjectId, step: u64) -> Result<Vec<u8>, ReadError> {
+        for _ in 0..OPENED_AGAIN {
+            match self.read_once(id, step).await {
+                Err(ReadError::Refused(failed)) if failed.kind() == FailureKind::BadLease => {}
+                read => return read,
+            }
+        }
+        self.read_once(id, step).await
+    }
+
+    async fn read_once(&self, id: &ObjectId, step: u64) -> Result<Vec<u8>, ReadError> {
         let open = Open { dataset_uid: self.uid.clone(), object_id: id.as_bytes().to_vec() };
         let (opened, mut fds) = match self.call(Call::Open(open)).await? {
             (Answer::Opened(opened), fds) => (opened, fds),

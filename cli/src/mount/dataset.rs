@@ -116,8 +116,8 @@ spec:
 
     #[test]
     fn what_the_operator_would_refuse_is_refused() {
-        let error = configured(&DATASET.replace("spec:", "spec:\n  pin: {}")).unwrap_err().to_string();
-        assert!(error.contains("spec.pin is not supported yet"), "{error}");
+        let error = configured(&DATASET.replace("spec:", "spec:\n  preload: {priority: 5}")).unwrap_err().to_string();
+        assert!(error.contains("spec.preload.priority is not supported yet"), "{error}");
         assert!(configured(&DATASET.replace("name: images", "")).is_err());
     }
 }
