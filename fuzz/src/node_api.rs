@@ -2,7 +2,7 @@
 
 use forebay_catalog::{CatalogId, ObjectId};
 use forebay_protocol::node::{
-    CatalogHeader, ReadCatalogRequest, ReadCatalogResponse, ReadObjectRequest, ReadObjectResponse, StatusRequest,
+    AdoptItem, AdoptRequest, AdoptResponse, CatalogHeader, ReadCatalogRequest, ReadCatalogResponse, StatusRequest,
     StatusResponse, read_catalog_response::Part,
 };
 use prost::Message;
@@ -32,9 +32,8 @@ pub fn run(data: &[u8]) {
             }
         }
         4 => {
-            if let Some(ReadObjectRequest { object_id, .. }) = check(bytes)
-                && let Ok(id) = <[u8; 16]>::try_from(object_id.as_ref())
-            {
+            for item in check::<AdoptRequest>(bytes).into_iter().flat_map(|request| request.items) {
+                let Ok(id) = <[u8; 16]>::try_from(item.object_id.as_ref()) else { continue };
                 let path = ObjectId::from_bytes(id).relative_path();
                 let (folder, name) = path.split_at(2);
                 assert_eq!(
@@ -43,7 +42,7 @@ pub fn run(data: &[u8]) {
                 );
             }
         }
-        _ => drop(check::<ReadObjectResponse>(bytes)),
+        _ => drop(check::<AdoptResponse>(bytes)),
     }
 }
 
@@ -66,6 +65,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         }],
         ..Default::default()
     };
+    let item = AdoptItem { object_id: bytes::Bytes::from_static(&[7; 16]), chunks: vec![5, 1 << 63] };
     vec![
         seed(1, status.encode_to_vec()),
         seed(2, ReadCatalogRequest { dataset_uid: "u".to_owned() }.encode_to_vec()),
@@ -73,24 +73,9 @@ pub fn seeds() -> Vec<Vec<u8>> {
         seed(3, ReadCatalogResponse { part: Some(Part::Data(bytes::Bytes::from_static(b"abc"))) }.encode_to_vec()),
         seed(
             4,
-            ReadObjectRequest {
-                dataset_uid: "u".to_owned(),
-                object_id: bytes::Bytes::from_static(&[7; 16]),
-                offset: 4 << 20,
-                length: 1,
-                ..Default::default()
-            }
-            .encode_to_vec(),
+            AdoptRequest { dataset_uid: "u".to_owned(), member: "m".to_owned(), items: vec![item.clone()] }
+                .encode_to_vec(),
         ),
-        seed(
-            5,
-            ReadObjectResponse {
-                offset: 0,
-                data: bytes::Bytes::from_static(b"abc"),
-                chunk_crc32c: Some(9),
-                was_cached: true,
-            }
-            .encode_to_vec(),
-        ),
+        seed(5, AdoptResponse { held: vec![item], problem: None }.encode_to_vec()),
     ]
 }
