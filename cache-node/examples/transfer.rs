@@ -274,8 +274,11 @@ async fn run_fetch(fetch: Fetch) {
                         at += 1;
                         continue;
                     };
-                    let objects = (at..at + batch).map(|at| small[at % small.len()]).collect();
-                    for answer in peers.read_small(fetch.address, UID, objects, Reach::Cache).await {
+                    let reads = (at..at + batch).map(|at| {
+                        let object = &small[at % small.len()];
+                        peers.read_chunk(fetch.address, UID, object, ChunkIndex(0), Reach::Cache)
+                    });
+                    for answer in join_all(reads).await {
                         tally(answer, SMALL);
                     }
                     at += batch;

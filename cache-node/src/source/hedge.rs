@@ -120,8 +120,9 @@ impl Hedger {
             return Verdict::Hedge;
         }
         // It moves. At the rate so far it needs this much longer; a new one needs about what most need.
+        // While nothing is known, what moves is left alone: a narrow line is no slow source.
+        let Some(fresh) = class.p95 else { return Verdict::LookAgain(age + slow / 2) };
         let left = length.saturating_sub(received) as f64 / received as f64;
-        let fresh = class.p95.unwrap_or(UNKNOWN);
         if age.as_secs_f64() * left > fresh.as_secs_f64() {
             return Verdict::Hedge;
         }
@@ -213,6 +214,14 @@ mod tests {
         let (seen, hedges, bytes) = replay(&mut Hedger::default(), 4096, &times);
         assert!(percentile(&seen, 0.999) < MS * 200, "{:?}", percentile(&seen, 0.999));
         assert!(hedges <= 15_000 / 100 + 1 && bytes <= 15_000 * 4096 * 101 / 100 + 4096, "{hedges} {bytes}");
+    }
+
+    #[test]
+    fn on_a_narrow_line_the_first_requests_are_not_sent_twice() {
+        let (mut hedger, length) = (Hedger::default(), 4 << 20);
+        let age = hedger.begin(length);
+        assert_eq!(hedger.look(length, age, 0), Verdict::Hedge);
+        assert!(matches!(hedger.look(length, age, 1000), Verdict::LookAgain(later) if later > age));
     }
 
     #[test]

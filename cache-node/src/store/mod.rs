@@ -209,6 +209,7 @@ pub struct Store {
     committer: Mutex<Option<std::thread::JoinHandle<()>>>,
     uncommitted: Arc<Semaphore>,
     uncommitted_small: Arc<Semaphore>,
+    small: small::Queues,
     /// Writes the index anew.
     compactor: Mutex<Option<std::thread::JoinHandle<()>>>,
     /// Why the index could not be told of the last removals; no object that leaves can come back meanwhile.
@@ -278,6 +279,7 @@ impl Store {
             committer: Mutex::default(),
             uncommitted: Arc::new(Semaphore::new(UNCOMMITTED)),
             uncommitted_small: Arc::new(Semaphore::new(small::UNCOMMITTED)),
+            small: small::Queues::default(),
             compactor: Mutex::default(),
             untold: Mutex::default(),
             changed: Notify::new(),

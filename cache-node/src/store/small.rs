@@ -1,120 +1,188 @@
-//! Objects of one chunk, in batches: room is made once, one task writes or reads all files, and the committer gets one operation. So a million
-//! small files need neither a million tasks nor a million waits for the disk.
+//! Small objects, of one chunk, are written together: whoever comes while a batch is being written is in the next. Room is made once a batch, one
+//! task writes all its files, and the committer gets one operation. So a million small files need neither a million tasks nor a million waits for
+//! the disk, and nobody waits for company.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 use super::commit::Op;
 use super::lease::Lease;
 use super::slot::Body;
-use super::{ObjectRef, Store, StoreError, blocking};
+use super::{DatasetSlot, ObjectRef, Store, StoreError, blocking};
 use crate::units::{ChunkIndex, chunk_count};
+
+/// Objects up to this size are small: beyond it, writing one takes longer than handing it to another thread.
+const SMALL: u64 = 1 << 20;
 
 /// Most small objects that wait for the committer. Their files are closed, so only memory is held.
 pub(super) const UNCOMMITTED: usize = 16 << 10;
 
+/// Most of a batch, so that several can wait for the committer.
+const BATCH: usize = UNCOMMITTED / 4;
+
 /// The only chunk.
 const CHUNK: ChunkIndex = ChunkIndex(0);
 
-/// An object to be written, with its verified bytes and their crc32c.
-type Small = (ObjectRef, Bytes, u32);
+/// Those that wait for the batch before them, of each dataset that a batch is being written of. Apart, so that a dataset without room holds up no
+/// other.
+#[derive(Debug, Default)]
+pub(super) struct Queues(Mutex<HashMap<DatasetSlot, Vec<Waiting>>>);
+
+/// A verified object to be written.
+#[derive(Debug)]
+struct Waiting {
+    object: ObjectRef,
+    bytes: Bytes,
+    crc: u32,
+    done: oneshot::Sender<Result<(), StoreError>>,
+}
+
+impl Queues {
+    /// True for the first, for which somebody has to write.
+    fn push(&self, waiting: Waiting) -> bool {
+        let mut queues = self.0.lock();
+        let is_first = !queues.contains_key(&waiting.object.dataset);
+        queues.entry(waiting.object.dataset).or_default().push(waiting);
+        is_first
+    }
+
+    /// The next batch of a dataset, in the order in which they came; none ends the writing.
+    fn next(&self, dataset: DatasetSlot) -> Option<Vec<Waiting>> {
+        let mut queues = self.0.lock();
+        let queue = queues.get_mut(&dataset)?;
+        if queue.is_empty() {
+            queues.remove(&dataset);
+            return None;
+        }
+        let rest = queue.split_off(queue.len().min(BATCH));
+        Some(std::mem::replace(queue, rest))
+    }
+}
+
+/// Who writes the batches of a dataset.
+struct Writer {
+    store: Arc<Store>,
+    dataset: DatasetSlot,
+}
+
+impl Drop for Writer {
+    /// Whatever ends the writing, those that come later begin it anew.
+    fn drop(&mut self) {
+        self.store.small.0.lock().remove(&self.dataset);
+    }
+}
+
+/// What has become of a batch.
+#[derive(Default)]
+struct Outcome {
+    settled: Vec<(Waiting, Result<(), StoreError>)>,
+    /// The disk is full before its time: alone it evicts.
+    refused: Vec<Waiting>,
+}
 
 impl Store {
-    /// Keeps verified objects of one chunk, as [`Store::write_chunk`] keeps a chunk. The results are in the order of the batch.
-    pub async fn write_small(self: &Arc<Self>, batch: Vec<Small>) -> Vec<Result<(), StoreError>> {
-        let mut results: Vec<Result<(), StoreError>> = batch.iter().map(|_| Ok(())).collect();
-        // What is here is done; what is no object of one chunk can't be done here.
-        let mut wanted = Vec::with_capacity(batch.len());
-        for (at, small) in batch.into_iter().enumerate() {
-            if chunk_count(small.0.size) != 1 || small.1.len() as u64 != small.0.size {
-                let error = std::io::Error::other("not an object of one chunk, or not all of it");
-                set(&mut results, at, Err(StoreError::io(format!("writing the cached object {}", small.0.id), error)));
-            } else if !self.has(&small.0.id, CHUNK) {
-                wanted.push((at, small));
-            }
-        }
-        // So many at once that all of them can wait for the committer.
-        while !wanted.is_empty() {
-            let rest = wanted.split_off(wanted.len().min(UNCOMMITTED / 4));
-            self.write_part(std::mem::replace(&mut wanted, rest), &mut results).await;
-        }
-        results
+    /// Whether objects of this size are written by [`Store::write_small`].
+    pub(super) fn is_small(size: u64) -> bool {
+        size <= SMALL && chunk_count(size) == 1
     }
 
-    async fn write_part(self: &Arc<Self>, part: Vec<(usize, Small)>, results: &mut [Result<(), StoreError>]) {
-        let positions: Vec<_> = part.iter().map(|(at, _)| *at).collect();
-        let written = self.try_write_small(part).await;
-        match written {
-            Ok(refused) => {
-                for (at, (object, bytes, crc), error) in refused {
-                    // Alone it waits for room, and evicts if the disk is full before its time.
-                    let again = if error.is_disk_full() {
-                        self.write_chunk(&object, CHUNK, bytes, crc).await
-                    } else {
-                        self.faults.report_write(&error);
-                        Err(error)
-                    };
-                    set(results, at, again);
-                }
-            }
-            Err(failure) => {
-                self.faults.report_write(&failure);
-                for at in positions {
-                    set(results, at, Err(failure.again()));
-                }
-            }
-        }
-    }
-
-    /// The objects whose files could not be written; an error when none could be.
-    async fn try_write_small(
+    /// Keeps a verified small object, together with others.
+    pub(super) async fn write_small(
         self: &Arc<Self>,
-        part: Vec<(usize, Small)>,
-    ) -> Result<Vec<(usize, Small, StoreError)>, StoreError> {
-        let mut incoming = HashMap::new();
-        for (_, (object, bytes, _)) in &part {
-            *incoming.entry(object.dataset).or_insert(0) += bytes.len() as u64;
+        object: &ObjectRef,
+        bytes: Bytes,
+        crc: u32,
+    ) -> Result<(), StoreError> {
+        let (done, written) = oneshot::channel();
+        if self.small.push(Waiting { object: *object, bytes, crc, done }) {
+            let writer = Writer { store: Arc::clone(self), dataset: object.dataset };
+            tokio::spawn(async move {
+                while let Some(batch) = writer.store.small.next(writer.dataset) {
+                    writer.store.write_batch(writer.dataset, batch).await;
+                }
+            });
         }
-        for (dataset, bytes) in incoming {
+        written.await.map_err(|_| StoreError::Closed)?
+    }
+
+    async fn write_batch(self: &Arc<Self>, dataset: DatasetSlot, batch: Vec<Waiting>) {
+        let bytes = batch.iter().map(|waiting| waiting.bytes.len() as u64).sum();
+        let permit = async {
             self.make_room(dataset, bytes).await?;
-        }
-        let permit = Arc::clone(&self.uncommitted_small).acquire_many_owned(part.len() as u32).await;
-        let permit = permit.map_err(|_| StoreError::Closed)?;
-        let mut pinned = Vec::with_capacity(part.len());
-        for (at, small) in part {
-            let lease = match self.try_pin(&small.0) {
-                Some(lease) => lease,
-                None => self.pin(&small.0).await?,
-            };
-            pinned.push((at, small, lease));
+            let permits = Arc::clone(&self.uncommitted_small).acquire_many_owned(batch.len() as u32).await;
+            permits.map_err(|_| StoreError::Closed)
+        };
+        let permit = match permit.await {
+            Ok(permit) => permit,
+            Err(error) => return batch.into_iter().for_each(|waiting| self.settle_small(waiting, Err(error.again()))),
+        };
+        let (mut pinned, mut leaving) = (Vec::with_capacity(batch.len()), Vec::new());
+        for waiting in batch {
+            match self.try_pin(&waiting.object) {
+                Some(lease) => pinned.push((waiting, lease)),
+                None => leaving.push(waiting),
+            }
         }
         let this = Arc::clone(self);
-        blocking(move || {
-            let (mut pins, mut kept, mut refused) = (Vec::with_capacity(pinned.len()), Vec::new(), Vec::new());
-            for (at, (object, bytes, crc), lease) in pinned {
-                match this.write_whole(&object, &bytes, crc, &lease) {
-                    Ok(true) => {
-                        kept.push(object);
-                        pins.push(lease);
-                    }
-                    Ok(false) => {}
-                    Err(error) => refused.push((at, (object, bytes, crc), error)),
+        let written = blocking(move || this.write_files(pinned, permit)).await;
+        let Outcome { settled, refused } = written.unwrap_or_else(|error| {
+            // Nobody was told, and so all get [`StoreError::Closed`].
+            tracing::error!(%error, "writing small objects failed");
+            Outcome::default()
+        });
+        for (waiting, result) in settled {
+            self.settle_small(waiting, result);
+        }
+        for Waiting { object, bytes, crc, done } in leaving.into_iter().chain(refused) {
+            let this = Arc::clone(self);
+            tokio::spawn(async move {
+                let written = this.write_alone(&object, CHUNK, bytes, crc).await;
+                // Who asked may have gone.
+                let _ = done.send(written);
+            });
+        }
+    }
+
+    fn settle_small(&self, waiting: Waiting, result: Result<(), StoreError>) {
+        if let Err(error) = &result {
+            self.faults.report_write(error);
+        }
+        // Who asked may have gone.
+        let _ = waiting.done.send(result);
+    }
+
+    fn write_files(
+        &self,
+        pinned: Vec<(Waiting, Lease)>,
+        permit: tokio::sync::OwnedSemaphorePermit,
+    ) -> Result<Outcome, StoreError> {
+        let (mut pins, mut kept) = (Vec::with_capacity(pinned.len()), Vec::with_capacity(pinned.len()));
+        let mut outcome = Outcome::default();
+        for (waiting, lease) in pinned {
+            match self.write_whole(&waiting.object, &waiting.bytes, waiting.crc, &lease) {
+                Ok(true) => {
+                    pins.push(lease);
+                    kept.push(waiting);
                 }
+                Ok(false) => outcome.settled.push((waiting, Ok(()))),
+                Err(error) if error.is_disk_full() => outcome.refused.push(waiting),
+                Err(error) => outcome.settled.push((waiting, Err(error))),
             }
-            {
-                let mut order = this.eviction.lock();
-                for object in &kept {
-                    order.insert(object.id, object.dataset, object.size);
-                }
+        }
+        {
+            let mut order = self.eviction.lock();
+            for Waiting { object, .. } in &kept {
+                order.insert(object.id, object.dataset, object.size);
             }
-            if !pins.is_empty() {
-                this.send(Op::WrittenSmall { pins, permit })?;
-            }
-            Ok(refused)
-        })
-        .await
+        }
+        let sent = if pins.is_empty() { Ok(()) } else { self.send(Op::WrittenSmall { pins, permit }) };
+        let result = || sent.as_ref().map(|()| ()).map_err(StoreError::again);
+        outcome.settled.extend(kept.into_iter().map(|waiting| (waiting, result())));
+        Ok(outcome)
     }
 
     /// Writes an object's only chunk; false when it was here already, or has been forgotten meanwhile.
@@ -140,30 +208,5 @@ impl Store {
         self.checked.insert(&id, slot, CHUNK);
         self.faults.mended(id, CHUNK);
         Ok(true)
-    }
-
-    /// Reads and verifies objects of one chunk, and marks them as read. None for what is not here, or was here and is damaged (and now
-    /// waits for repair); in the order of the batch.
-    pub async fn read_small(self: &Arc<Self>, batch: Vec<ObjectRef>) -> Vec<Option<(Bytes, u32)>> {
-        let (this, count) = (Arc::clone(self), batch.len());
-        let read = blocking(move || {
-            let read = batch.iter().map(|object| {
-                this.read_chunk_now(object, CHUNK).unwrap_or_else(|error| {
-                    tracing::error!(id = %object.id, %error, "a cached object can't be read");
-                    None
-                })
-            });
-            Ok(read.collect())
-        });
-        read.await.unwrap_or_else(|error| {
-            tracing::error!(%error, "cached objects can't be read");
-            vec![None; count]
-        })
-    }
-}
-
-fn set(results: &mut [Result<(), StoreError>], at: usize, result: Result<(), StoreError>) {
-    if let Some(place) = results.get_mut(at) {
-        *place = result;
     }
 }

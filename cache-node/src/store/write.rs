@@ -28,6 +28,21 @@ impl Store {
         if self.has(&object.id, chunk) {
             return Ok(());
         }
+        // All of it: a part would be a mistake of the caller's, for the other way to refuse.
+        if Self::is_small(object.size) && bytes.len() as u64 == object.size {
+            return self.write_small(object, bytes, crc).await;
+        }
+        self.write_alone(object, chunk, bytes, crc).await
+    }
+
+    /// Keeps a chunk, evicting if the disk is full before its time.
+    pub(super) async fn write_alone(
+        self: &Arc<Self>,
+        object: &ObjectRef,
+        chunk: ChunkIndex,
+        bytes: Bytes,
+        crc: u32,
+    ) -> Result<(), StoreError> {
         let written = self.try_write_chunk(object, chunk, bytes.clone(), crc).await;
         match written {
             Err(error) if error.is_disk_full() && self.may_evict_for_disk() => {

@@ -226,7 +226,8 @@ async fn many_at_once_come_right_and_who_gives_up_takes_nothing_from_the_others(
             tokio::time::timeout(Duration::from_micros(chunk * 300), read)
         }));
         let objects: Vec<_> = names.iter().map(|name| object(ids[name], 4096)).collect();
-        let small = peers.read_small(address, UID, objects, Reach::Source);
+        let small = objects.iter().map(|object| peers.read_chunk(address, UID, object, ChunkIndex(0), Reach::Source));
+        let small = join_all(small);
         let (reads, _, small) = tokio::join!(reads, impatient, small);
         for (chunk, answer) in reads.into_iter().enumerate() {
             let PeerAnswer::Chunk { bytes, .. } = answer else { panic!("{chunk}: {answer:?}") };

@@ -15,7 +15,6 @@ use forebay_protocol::node::node_client::NodeClient;
 use forebay_protocol::tls::Identity;
 pub use forebay_protocol::transfer::Reach;
 use forebay_protocol::transfer::{ALPN, Item, MAX_UID, Status};
-use futures::stream::{FuturesOrdered, StreamExt};
 use parking_lot::Mutex;
 use tokio_rustls::rustls::ClientConfig;
 use tonic::transport::{Channel, Endpoint};
@@ -207,7 +206,8 @@ impl Peers {
         }
     }
 
-    /// Asks a member for a chunk; tries again for some seconds. Who drops this takes nothing away from others.
+    /// Asks a member for a chunk; tries again for some seconds. What is asked for while another request is being written leaves with the others in
+    /// one frame. Who drops this takes nothing away from others.
     pub async fn read_chunk(
         &self,
         address: SocketAddr,
@@ -216,30 +216,7 @@ impl Peers {
         chunk: ChunkIndex,
         reach: Reach,
     ) -> PeerAnswer {
-        self.read_of(address, &Arc::from(dataset_uid), object, chunk, reach).await
-    }
-
-    /// Asks a member for many objects of one chunk each, at once; the answers are in the order of the objects.
-    pub async fn read_small(
-        &self,
-        address: SocketAddr,
-        dataset_uid: &str,
-        objects: Vec<ObjectRef>,
-        reach: Reach,
-    ) -> Vec<PeerAnswer> {
-        let uid = Arc::from(dataset_uid);
-        let reads = objects.iter().map(|object| self.read_of(address, &uid, object, ChunkIndex(0), reach));
-        reads.collect::<FuturesOrdered<_>>().collect().await
-    }
-
-    async fn read_of(
-        &self,
-        address: SocketAddr,
-        dataset_uid: &Arc<str>,
-        object: &ObjectRef,
-        chunk: ChunkIndex,
-        reach: Reach,
-    ) -> PeerAnswer {
+        let dataset_uid = &Arc::from(dataset_uid);
         if self.is_resting(address, dataset_uid) {
             return PeerAnswer::Unavailable;
         }
