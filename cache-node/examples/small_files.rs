@@ -167,6 +167,7 @@ fn config(args: &Args, cache: &Path, preload: Option<PreloadConfig>) -> anyhow::
         node: NodeConfig {
             cache_dir: cache.join("cache"),
             capacity_bytes: 1 << 40,
+            memory_tier: None,
             memory_bytes: DEFAULT_MEMORY_BYTES,
             listen: ([127, 0, 0, 1], 0).into(),
             metrics: None,

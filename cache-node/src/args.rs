@@ -37,6 +37,9 @@ enum SubArgs {
         /// The node's cache folder; becomes the node user's, mode 0700.
         #[arg(long, value_name = "DIR")]
         cache_dir: PathBuf,
+        /// The folder of the node's memory tier; becomes the node user's, mode 0700.
+        #[arg(long, value_name = "DIR")]
+        memory_dir: Option<PathBuf>,
         /// The folder of the sockets; becomes root's and the forebay group's, mode 0770.
         #[arg(long, value_name = "DIR", default_value = forebay_protocol::layout::RUN_DIR)]
         run_dir: PathBuf,
@@ -57,6 +60,8 @@ pub enum Command {
     Prepare {
         /// The cache folder.
         cache_dir: PathBuf,
+        /// The memory tier's folder, if there is one.
+        memory_dir: Option<PathBuf>,
         /// The sockets' folder.
         run_dir: PathBuf,
     },
@@ -66,7 +71,9 @@ impl Args {
     /// Exactly one of the two.
     pub fn command(self) -> Command {
         match (self.command, self.config) {
-            (Some(SubArgs::Prepare { cache_dir, run_dir }), _) => Command::Prepare { cache_dir, run_dir },
+            (Some(SubArgs::Prepare { cache_dir, memory_dir, run_dir }), _) => {
+                Command::Prepare { cache_dir, memory_dir, run_dir }
+            }
             (None, config) => Command::Run { config: config.unwrap_or_default(), advertise: self.advertise },
         }
     }
@@ -74,6 +81,8 @@ impl Args {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn parse(line: &str) -> Result<Command, clap::Error> {
@@ -86,7 +95,9 @@ mod tests {
         assert_eq!(run, Command::Run { config: "r.yaml".into(), advertise: Some(([10, 0, 0, 1], 7070).into()) });
         assert!(parse("forebay-node").is_err());
         let prepare = parse("forebay-node prepare --cache-dir /c --run-dir /r").unwrap();
-        assert_eq!(prepare, Command::Prepare { cache_dir: "/c".into(), run_dir: "/r".into() });
+        assert_eq!(prepare, Command::Prepare { cache_dir: "/c".into(), memory_dir: None, run_dir: "/r".into() });
+        let prepare = parse("forebay-node prepare --cache-dir /c --memory-dir /m").unwrap();
+        assert!(matches!(prepare, Command::Prepare { memory_dir: Some(dir), .. } if dir == Path::new("/m")));
         assert!(parse("forebay-node prepare").is_err());
     }
 }

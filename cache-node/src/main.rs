@@ -20,7 +20,9 @@ fn main() -> anyhow::Result<()> {
 
 async fn run(command: Command) -> anyhow::Result<()> {
     let (config, advertise) = match command {
-        Command::Prepare { cache_dir, run_dir } => return Ok(prepare::prepare(&cache_dir, &run_dir)?),
+        Command::Prepare { cache_dir, memory_dir, run_dir } => {
+            return Ok(prepare::prepare(&cache_dir, memory_dir.as_deref(), &run_dir)?);
+        }
         Command::Run { config, advertise } => (config, advertise),
     };
     let ended = forebay_protocol::end::signalled()?;

@@ -53,6 +53,8 @@ pub struct Metrics {
     cached_bytes: Family<Labels, Gauge<u64, AtomicU64>>,
     hedged_requests: Family<Labels, PlainCounter>,
     held_bytes: Gauge<u64, AtomicU64>,
+    memory_tier_bytes: Gauge<u64, AtomicU64>,
+    memory_tier_held_bytes: Gauge<u64, AtomicU64>,
     source_failovers: PlainCounter,
     verification_failures: PlainCounter,
     disk_faults: Family<Labels, PlainCounter>,
@@ -81,6 +83,14 @@ impl Default for Metrics {
         );
         let held_bytes = Gauge::default();
         registry.register("held_bytes", "Bytes of evicted files that readers keep on the disk", held_bytes.clone());
+        let memory_tier_bytes = Gauge::default();
+        registry.register("memory_tier_bytes", "Bytes of copies in the memory tier", memory_tier_bytes.clone());
+        let memory_tier_held_bytes = Gauge::default();
+        registry.register(
+            "memory_tier_held_bytes",
+            "Bytes of copies that are gone and that readers keep in memory",
+            memory_tier_held_bytes.clone(),
+        );
         let source_failovers = PlainCounter::default();
         registry.register(
             "source_failovers",
@@ -108,6 +118,8 @@ impl Default for Metrics {
             cached_bytes,
             hedged_requests,
             held_bytes,
+            memory_tier_bytes,
+            memory_tier_held_bytes,
             source_failovers,
             verification_failures,
             disk_faults,
@@ -181,6 +193,12 @@ impl Metrics {
         self.held_bytes.set(bytes);
     }
 
+    /// How many bytes the copies in the memory tier have, and those that are gone and not free.
+    pub fn set_memory_tier(&self, bytes: u64, held: u64) {
+        self.memory_tier_bytes.set(bytes);
+        self.memory_tier_held_bytes.set(held);
+    }
+
     /// A dataset that is gone has no metrics.
     pub fn forget_dataset(&self, dataset: &str) {
         self.cached_bytes.remove(&vec![("dataset", dataset.to_owned())]);
@@ -210,6 +228,7 @@ mod tests {
         metrics.read_bytes("ns/d", Origin::Peer).add(7);
         metrics.set_cached_bytes("ns/d", 9);
         metrics.set_held_bytes(11);
+        metrics.set_memory_tier(13, 17);
         metrics.count_verification_failure();
         metrics.set_disk_faults("disk_full", 3);
         metrics.set_scrubbed_bytes(11);
@@ -221,6 +240,8 @@ mod tests {
             "forebay_cached_bytes{dataset=\"ns/d\"} 9",
             "forebay_hedged_requests_total{source=\"s3://b/p\",won=\"true\"} 3",
             "forebay_held_bytes 11",
+            "forebay_memory_tier_bytes 13",
+            "forebay_memory_tier_held_bytes 17",
             "forebay_source_failovers_total 0",
             "forebay_verification_failures_total 1",
             "forebay_disk_faults_total{kind=\"disk_full\"} 3",

@@ -245,7 +245,7 @@ impl Shared {
             return Err(NodeError::PlainText(config.node.listen));
         }
         if config.erase {
-            self.erase().await?;
+            self.erase(config.node.memory_tier.as_ref().map(|tier| tier.dir.as_path())).await?;
         } else {
             let engine = match self.engine() {
                 Some(engine) => engine,
@@ -272,11 +272,19 @@ impl Shared {
         if let Some(before) = &*self.applied.read() {
             let fixed = |config: &RuntimeConfig| {
                 let node = &config.node;
-                (node.cache_dir.clone(), node.memory_bytes, node.listen, node.metrics, node.socket.clone())
+                let memory = node.memory_tier.as_ref().map(|tier| &tier.dir);
+                (
+                    node.cache_dir.clone(),
+                    memory.cloned(),
+                    node.memory_bytes,
+                    node.listen,
+                    node.metrics,
+                    node.socket.clone(),
+                )
             };
             if fixed(before) != fixed(config) {
                 tracing::warn!(
-                    "cacheDir, memoryBytes, listen, metrics and socket take effect when the node is restarted"
+                    "cacheDir, memoryTier.dir, memoryBytes, listen, metrics and socket take effect when the node is restarted"
                 );
             }
         }
@@ -287,7 +295,7 @@ impl Shared {
         let id =
             identity::of_folder(&self.layout).map_err(|source| NodeError::Folder { path: path.to_owned(), source })?;
         let (memory, metrics) = (self.memory.clone(), Arc::clone(&self.metrics));
-        let engine = Engine::open(&self.layout, config.node.capacity_bytes, identity, memory, metrics).await;
+        let engine = Engine::open(&self.layout, &config.node, identity, memory, metrics).await;
         let engine = engine.map_err(|source| self.cache_error(source))?;
         *self.node_id.write() = id;
         self.erased.store(false, Ordering::Relaxed);
@@ -309,16 +317,19 @@ impl Shared {
         }
     }
 
-    async fn erase(&self) -> Result<(), NodeError> {
+    async fn erase(&self, memory: Option<&Path>) -> Result<(), NodeError> {
         if self.erased.load(Ordering::Relaxed) {
             return Ok(());
         }
         self.close_engine().await;
-        let path = self.layout.root();
-        // A write that was under way may still make a file.
-        empty(path).or_else(|_| empty(path)).map_err(|source| NodeError::Folder { path: path.to_owned(), source })?;
+        for path in [Some(self.layout.root()), memory].into_iter().flatten() {
+            // A write that was under way may still make a file.
+            empty(path)
+                .or_else(|_| empty(path))
+                .map_err(|source| NodeError::Folder { path: path.to_owned(), source })?;
+        }
         self.erased.store(true, Ordering::Relaxed);
-        tracing::info!(path = %path.display(), "the cache folder is erased");
+        tracing::info!(path = %self.layout.root().display(), "the cache folder is erased");
         Ok(())
     }
 

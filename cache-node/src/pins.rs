@@ -58,6 +58,11 @@ impl AllPins {
         *self.datasets.write() = pinning.collect();
     }
 
+    /// Whether no Dataset pins anything.
+    pub fn is_empty(&self) -> bool {
+        self.datasets.read().is_empty()
+    }
+
     /// Whether a Dataset pins the object now. One that has no catalog yet pins nothing.
     pub fn have(&self, id: &ObjectId) -> bool {
         let datasets = self.datasets.read();

@@ -14,9 +14,12 @@ pub struct PrepareError {
     source: io::Error,
 }
 
-/// Makes the cache folder (0700, the node's) and the folder of sockets (0770, root's and the forebay group's). Both may exist.
-pub fn prepare(cache_dir: &Path, run_dir: &Path) -> Result<(), PrepareError> {
-    folder(cache_dir, NODE_UID, FOREBAY_GID, 0o700)?;
+/// Makes the cache folder and that of the memory tier (0700, the node's) and the folder of sockets (0770, root's and the forebay group's). They
+/// may exist.
+pub fn prepare(cache_dir: &Path, memory_dir: Option<&Path>, run_dir: &Path) -> Result<(), PrepareError> {
+    for path in [Some(cache_dir), memory_dir].into_iter().flatten() {
+        folder(path, NODE_UID, FOREBAY_GID, 0o700)?;
+    }
     folder(run_dir, 0, FOREBAY_GID, 0o770)
 }
 

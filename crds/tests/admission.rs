@@ -260,6 +260,12 @@ async fn a_cache_runtime_of_what_this_release_supports_is_accepted() {
             with(runtime(), "/nodes", json!({"memory": "64Mi"})),
             with(runtime(), "/nodes", json!({"memory": 67_108_864})),
             with(runtime(), "/nodes", json!({"memory": "2Gi"})),
+            with(runtime(), "/storage", json!([{"medium": "Memory", "capacity": "64Gi"}])),
+            with(
+                runtime(),
+                "/storage",
+                json!([{"medium": "Memory", "capacity": "64Gi"}, {"medium": "Disk", "capacity": "1Ti", "hostPath": "/var/lib/forebay/b"}]),
+            ),
             with(
                 runtime(),
                 "/access",
@@ -274,14 +280,20 @@ async fn a_cache_runtime_of_what_this_release_supports_is_accepted() {
 async fn what_a_cache_runtime_can_not_have_is_refused_by_name() {
     let Some(client) = api_server::client().await else { return };
     let disk = json!({"medium": "Disk", "capacity": "1Ti", "hostPath": "/var/lib/forebay/b"});
+    let memory = json!({"medium": "Memory", "capacity": "64Gi"});
     let tier = |tier: Value| with(runtime(), "/storage", json!([tier]));
     let host_path = |path: &str| tier(json!({"medium": "Disk", "capacity": "1Ti", "hostPath": path}));
     refuses(
         &client,
         "CacheRuntime",
         vec![
-            (tier(json!({"medium": "Memory", "capacity": "64Gi"})), "medium Memory is not supported yet"),
-            (with(runtime(), "/storage", json!([disk, disk])), "more than one tier is not supported yet"),
+            (
+                tier(json!({"medium": "Memory", "capacity": "64Gi", "hostPath": "/dev/shm/forebay"})),
+                "medium Memory has no hostPath",
+            ),
+            (with(runtime(), "/storage", json!([disk, disk])), "other combinations are not supported yet"),
+            (with(runtime(), "/storage", json!([disk, memory])), "other combinations are not supported yet"),
+            (with(runtime(), "/storage", json!([memory, memory, disk])), "other combinations are not supported yet"),
             (
                 tier(json!({"medium": "Disk", "capacity": "1Ti", "volumeClaimTemplate": {"spec": {}}})),
                 "volumeClaimTemplate is not supported yet",

@@ -36,6 +36,8 @@ pub struct Target {
     pub cache_root: PathBuf,
     /// The cache folder on this node.
     pub cache: CacheLayout,
+    /// The folder of the copies in memory, if the runtime has a Memory tier before its disk.
+    pub memory: Option<CacheLayout>,
 }
 
 /// Why a volume has no target.
@@ -158,18 +160,10 @@ fn target(
     let Some(runtime) = runtime else {
         return Err(not_yet(&format!("refers to CacheRuntime {runtime_name}, which does not exist")));
     };
-    let disk = runtime.spec.storage.iter().find(|tier| tier.medium == Medium::Disk);
-    let Some(host_path) = disk.and_then(|tier| tier.host_path.as_deref()) else {
-        return Err(ResolveError::Wrong(format!("CacheRuntime {runtime_name} has no Disk tier with a hostPath")));
-    };
-    let cache = CacheLayout::under_host_path(Path::new(host_path), runtime_name);
-    let Some(cache_root) = paths.cache_root_of(cache.root()) else {
-        let roots: Vec<_> = paths.cache_roots.iter().map(|root| root.display().to_string()).collect();
-        return Err(ResolveError::Wrong(format!(
-            "CacheRuntime {runtime_name} has hostPath {host_path}, which is under none of the chart's cacheRoots ({})",
-            roots.join(", ")
-        )));
-    };
+    let (cache_root, cache) = cache_folder(runtime_name, runtime, paths)?;
+    let tiers = &runtime.spec.storage;
+    let memory = tiers.first().filter(|tier| tiers.len() > 1 && tier.medium == Medium::Memory);
+    let memory = memory.map(|_| CacheLayout::under_host_path(&paths.memory_root, runtime_name));
     let Some(version) = status.and_then(|status| status.version.as_ref()) else {
         return Err(not_yet("has no version yet"));
     };
@@ -177,10 +171,35 @@ fn target(
         dataset_uid: uid,
         catalog_id: version.id.clone(),
         runtime: runtime_name.clone(),
-        cache_root: cache_root.to_owned(),
+        cache_root,
         cache,
+        memory,
         dataset: full_name,
     })
+}
+
+/// The folder of the tier that has everything, and the root that it lies under.
+fn cache_folder(
+    name: &RuntimeName,
+    runtime: &CacheRuntime,
+    paths: &Paths,
+) -> Result<(PathBuf, CacheLayout), ResolveError> {
+    let tier = runtime.spec.storage.last();
+    if tier.is_some_and(|tier| tier.medium == Medium::Memory) {
+        return Ok((paths.memory_root.clone(), CacheLayout::under_host_path(&paths.memory_root, name)));
+    }
+    let Some(host_path) = tier.and_then(|tier| tier.host_path.as_deref()) else {
+        return Err(ResolveError::Wrong(format!("CacheRuntime {name} has no Disk tier with a hostPath")));
+    };
+    let cache = CacheLayout::under_host_path(Path::new(host_path), name);
+    let Some(root) = paths.cache_root_of(cache.root()) else {
+        let roots: Vec<_> = paths.cache_roots.iter().map(|root| root.display().to_string()).collect();
+        return Err(ResolveError::Wrong(format!(
+            "CacheRuntime {name} has hostPath {host_path}, which is under none of the chart's cacheRoots ({})",
+            roots.join(", ")
+        )));
+    };
+    Ok((root.to_owned(), cache))
 }
 
 /// What the Dataset's conditions say is wrong, the cause before its consequences.
@@ -200,7 +219,12 @@ mod tests {
     use super::*;
 
     fn paths() -> Paths {
-        Paths { kubelet_dir: "/k".into(), run_dir: "/r".into(), cache_roots: vec!["/var/lib/forebay".into()] }
+        Paths {
+            kubelet_dir: "/k".into(),
+            run_dir: "/r".into(),
+            cache_roots: vec!["/var/lib/forebay".into()],
+            memory_root: "/dev/shm/forebay".into(),
+        }
     }
 
     fn runtime(host_path: &str) -> serde_json::Value {
@@ -233,6 +257,24 @@ mod tests {
         let target = resolve(json!([runtime("/var/lib/forebay/nvme0"), dataset(&status)]), "u-1").await.unwrap();
         assert_eq!(target.cache.root(), Path::new("/var/lib/forebay/nvme0/forebay.pool"));
         assert_eq!((target.catalog_id.as_str(), target.dataset.as_str()), ("c1", "training/images"));
+        assert_eq!(target.memory, None);
+    }
+
+    #[tokio::test]
+    async fn a_memory_tier_is_below_the_memory_root_and_alone_it_is_the_cache() {
+        let status = json!({"version": {"id": "c1", "files": 3, "size": "1Ki", "bytes": 1024, "observedAt": "2026-01-01T00:00:00Z"}});
+        let in_memory = Path::new("/dev/shm/forebay/forebay.pool");
+        let memory = json!({"medium": "Memory", "capacity": "1Gi"});
+        let mut both = runtime("/var/lib/forebay/nvme0");
+        both["spec"]["storage"].as_array_mut().unwrap().insert(0, memory.clone());
+        let target = resolve(json!([both, dataset(&status)]), "u-1").await.unwrap();
+        assert_eq!(target.cache.root(), Path::new("/var/lib/forebay/nvme0/forebay.pool"));
+        assert_eq!(target.memory.unwrap().root(), in_memory);
+        let mut alone = both;
+        alone["spec"]["storage"] = json!([memory]);
+        let target = resolve(json!([alone, dataset(&status)]), "u-1").await.unwrap();
+        assert_eq!((target.cache.root(), target.memory), (in_memory, None));
+        assert_eq!(target.cache_root, Path::new("/dev/shm/forebay"));
     }
 
     #[tokio::test]

@@ -16,6 +16,8 @@ pub struct Paths {
     pub run_dir: PathBuf,
     /// Folders under which cache folders may be.
     pub cache_roots: Vec<PathBuf>,
+    /// The folder under which memory tiers are.
+    pub memory_root: PathBuf,
 }
 
 impl Paths {
@@ -80,6 +82,7 @@ mod tests {
             kubelet_dir: "/k".into(),
             run_dir: "/r".into(),
             cache_roots: vec!["/var/lib/forebay".into(), "/mnt/nvme".into()],
+            memory_root: "/dev/shm/forebay".into(),
         };
         assert_eq!(paths.cache_root_of(Path::new("/mnt/nvme/a")), Some(Path::new("/mnt/nvme")));
         for path in ["/mnt/nvme2/a", "/etc", "/mnt/nvme/../../etc", "relative"] {

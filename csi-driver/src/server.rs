@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use forebay_protocol::csi::{identity_server::IdentityServer, node_server::NodeServer};
-use forebay_protocol::layout::{FOREBAY_GID, FUSE_UID, RUN_DIR};
+use forebay_protocol::layout::{FOREBAY_GID, FUSE_UID, MEMORY_ROOT, RUN_DIR};
 use forebay_protocol::registration::registration_server::RegistrationServer;
 use futures::TryStreamExt as _;
 use tokio::net::UnixListener;
@@ -42,6 +42,9 @@ pub struct Arguments {
     /// A folder under which CacheRuntimes may have their hostPath; may be given more than once
     #[arg(long = "cache-root", default_value = "/var/lib/forebay")]
     pub cache_roots: Vec<PathBuf>,
+    /// The folder, on a tmpfs, for storage of medium Memory
+    #[arg(long, default_value = MEMORY_ROOT)]
+    pub memory_root: PathBuf,
     /// The user as which forebay-fuse runs; nobody else is given the mounts
     #[arg(long, default_value_t = FUSE_UID)]
     pub daemon_uid: u32,
@@ -77,8 +80,12 @@ pub async fn run(arguments: Arguments, shutdown: impl Future<Output = ()>) -> Re
     for missing in crate::mount::kernel::missing_features() {
         tracing::error!(%missing, "volumes can't be mounted on this node");
     }
-    let paths =
-        Paths { kubelet_dir: arguments.kubelet_dir, run_dir: arguments.run_dir, cache_roots: arguments.cache_roots };
+    let paths = Paths {
+        kubelet_dir: arguments.kubelet_dir,
+        run_dir: arguments.run_dir,
+        cache_roots: arguments.cache_roots,
+        memory_root: arguments.memory_root,
+    };
     let datasets = match arguments.objects {
         Some(file) => Datasets::File(file),
         None => Datasets::ApiServer(kube::Client::try_default().await?),

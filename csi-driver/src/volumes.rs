@@ -29,6 +29,9 @@ pub struct Volume {
     pub cache_root: PathBuf,
     /// The cache folder.
     pub cache: PathBuf,
+    /// The folder of the copies in memory, if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<PathBuf>,
     /// The cache node's local socket.
     pub node_socket: PathBuf,
     /// Files in the tree.
@@ -136,6 +139,7 @@ mod tests {
             staging_path: "/s".into(),
             cache_root: "/c".into(),
             cache: "/c/a.b".into(),
+            memory: None,
             node_socket: "/r/a.b.sock".into(),
             files: 1,
             bytes: 2,

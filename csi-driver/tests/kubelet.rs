@@ -61,6 +61,7 @@ async fn the_driver_registers_and_a_volume_goes_through_its_life_over_grpc() {
         kubelet_dir: world.paths.kubelet_dir.clone(),
         run_dir: world.paths.run_dir.clone(),
         cache_roots: world.paths.cache_roots.clone(),
+        memory_root: world.paths.memory_root.clone(),
         daemon_uid: FUSE_UID,
         objects: Some(world.scratch.path().join("objects.json")),
     };

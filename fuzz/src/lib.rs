@@ -13,6 +13,7 @@ pub mod s3_error;
 pub mod s3_list;
 pub mod scratch;
 pub mod store_record;
+pub mod transfer;
 
 pub use libfuzzer_sys;
 

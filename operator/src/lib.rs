@@ -54,6 +54,9 @@ pub struct Arguments {
     /// Folder of the nodes under which a CacheRuntime may put its hostPath; may be given several times
     #[arg(long, env = "FOREBAY_CACHE_ROOT", value_delimiter = ',', default_value = "/var/lib/forebay")]
     pub cache_root: Vec<PathBuf>,
+    /// Folder of the nodes, on a tmpfs, for storage of medium Memory
+    #[arg(long, env = "FOREBAY_MEMORY_ROOT", default_value = forebay_protocol::layout::MEMORY_ROOT)]
+    pub memory_root: PathBuf,
     /// Folder of the nodes that Datasets may read with file:// sources; mounted read-only into all cache nodes; may be given several times
     #[arg(long, env = "FOREBAY_FILE_SOURCE_ROOT", value_delimiter = ',')]
     pub file_source_root: Vec<PathBuf>,

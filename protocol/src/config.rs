@@ -69,6 +69,9 @@ pub struct NodeConfig {
     pub cache_dir: PathBuf,
     /// Bytes that the cache may use of its disk.
     pub capacity_bytes: u64,
+    /// Copies of hot objects in memory, above the cache folder; none when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_tier: Option<MemoryTierConfig>,
     /// Bytes of memory for data on its way and for the index; the program itself takes some ten MiB more.
     #[serde(default = "default_memory_bytes")]
     pub memory_bytes: u64,
@@ -80,6 +83,16 @@ pub struct NodeConfig {
     /// The local socket for `forebay-fuse`; none when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<PathBuf>,
+}
+
+/// Copies of hot objects in memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MemoryTierConfig {
+    /// The copies' folder, on a tmpfs; laid out as in [`crate::layout::CacheLayout`], with objects only. Emptied at each start.
+    pub dir: PathBuf,
+    /// Bytes that the copies may take.
+    pub capacity_bytes: u64,
 }
 
 fn default_memory_bytes() -> u64 {

@@ -8,6 +8,9 @@ use crate::config::RuntimeName;
 /// Where the sockets are on a Kubernetes node: one folder that cache nodes, plugin and daemon all see.
 pub const RUN_DIR: &str = "/var/lib/forebay/run";
 
+/// Where storage of medium Memory is on a Kubernetes node: a tmpfs on every Linux.
+pub const MEMORY_ROOT: &str = "/dev/shm/forebay";
+
 /// File name of the broker's socket in the run dir.
 pub const BROKER_SOCKET: &str = "broker.sock";
 

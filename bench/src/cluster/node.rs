@@ -62,6 +62,7 @@ impl Node {
             node: NodeConfig {
                 cache_dir: folder.path().join("cache"),
                 capacity_bytes: 4 << 30,
+                memory_tier: None,
                 memory_bytes: DEFAULT_MEMORY_BYTES,
                 listen,
                 metrics: Some(SocketAddr::new(listen.ip(), listen.port() ^ 1)),

@@ -1,14 +1,17 @@
-//! What of the pool's limits falls to this node, and whether limits and pins of a config can be used.
+//! What of the pool's limits falls to this node, what goes first when they are reached, and whether limits and pins of a config can be used.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use forebay_catalog::ObjectId;
 use forebay_protocol::config::RuntimeConfig;
 
+use super::{Datasets, Engine, Running};
+use crate::dataset::Dataset;
 use crate::fetch::placement::Members;
 use crate::pins::Pins;
 use crate::problem::{Problem, Reason};
-use crate::store::{DatasetSlot, Quota};
+use crate::store::{Class, DatasetSlot, Quota};
 
 /// This node's part of so many bytes of the whole pool: by its share of the weights. A node that owns nothing caches only for itself, up to all of it.
 pub(super) fn part_of(bytes: u64, members: &Members) -> u64 {
@@ -51,6 +54,48 @@ pub(super) fn check(config: &RuntimeConfig) -> Result<(), Problem> {
         )),
         None => Ok(()),
     }
+}
+
+impl Engine {
+    /// Tells the store what goes first, and what the node and the namespaces may have.
+    pub(super) fn set_limits(&self, config: &RuntimeConfig, members: &Arc<Members>) {
+        let wanted = |dataset: &Arc<Dataset>| config.datasets.iter().any(|config| config.uid == dataset.uid());
+        let datasets: Vec<_> = self.all_datasets().into_iter().filter(wanted).collect();
+        self.pins.set(&datasets);
+        let (running, pins) = (Arc::clone(&self.datasets), Arc::clone(&self.pins));
+        self.store.set_classes(Arc::new(move |id| {
+            if pins.have(id) {
+                Class::Pinned
+            } else if keeps(&running, id) {
+                Class::Owned
+            } else {
+                Class::Copy
+            }
+        }));
+        let slot = |uid: &str| datasets.iter().find(|dataset| dataset.uid() == uid).map(|dataset| dataset.slot);
+        self.store.set_quotas(&quotas(config, members, slot));
+        // Last: what is too much goes in the order of the classes.
+        self.store.set_capacity(config.node.capacity_bytes);
+        if let Some(tier) = &config.node.memory_tier {
+            self.store.set_memory_capacity(tier.capacity_bytes);
+        }
+    }
+}
+
+/// Whether this node is to keep an object, for any dataset that has it. Of what no catalog tells anything, it is.
+fn keeps(datasets: &Datasets, id: &ObjectId) -> bool {
+    let datasets = datasets.read();
+    let mut known = false;
+    for Running { dataset, .. } in datasets.values() {
+        let Some(catalog) = dataset.catalog() else { return true };
+        if let Some(record) = catalog.table().find(id) {
+            known = true;
+            if dataset.placement.keeps_any(id, record.size) {
+                return true;
+            }
+        }
+    }
+    !known
 }
 
 #[cfg(test)]

@@ -163,6 +163,12 @@ impl Backing {
         Some(Space { used, available: facts.f_bavail.saturating_mul(facts.f_frsize) })
     }
 
+    /// Whether any object was ever published and not removed. As far as the folder can be read.
+    pub fn has_objects(&self) -> bool {
+        let folders = fs::read_dir(&self.objects).into_iter().flatten().flatten();
+        folders.filter_map(|folder| fs::read_dir(folder.path()).ok()).any(|mut files| files.next().is_some())
+    }
+
     /// Calls `each` with every id that has a file.
     pub fn for_each_file(&self, mut each: impl FnMut(ObjectId)) -> io::Result<()> {
         for folder in [&self.objects, &self.partial] {

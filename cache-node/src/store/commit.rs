@@ -175,7 +175,7 @@ impl Store {
             Ok(()) => puts.iter().for_each(|(id, put)| self.settle(id, put)),
             Err(error) => {
                 self.faults.report_write(&error);
-                let kind = super::fault::kind_of(&error).unwrap_or(super::DiskFaultKind::IoError);
+                let kind = super::fault::kind_of(&error).unwrap_or(super::fault::DiskFaultKind::IoError);
                 for (id, put) in &puts {
                     self.retract(id, &put.chunks, put.pin.generation, kind);
                 }
@@ -255,7 +255,12 @@ impl Store {
         } else {
             slot.presence()
         };
+        let is_complete = after == Presence::Complete;
         (self.observer)(&Change { id: *id, size, before, after });
+        drop(shard);
+        if is_complete {
+            self.note_complete(id);
+        }
     }
 
     /// The object is out of the index: removes its files.

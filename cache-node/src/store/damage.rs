@@ -47,6 +47,7 @@ impl Store {
     pub(super) fn remove_files(&self, id: &ObjectId, bytes: u64) {
         // They may stay for those who have them open.
         self.held.unlinking(bytes, self.used_bytes(), || self.backing.space());
+        self.leave_memory(id);
         match self.backing.remove(id) {
             Ok(()) => drop(self.stuck.lock().remove(id)),
             Err(error) => {
@@ -141,6 +142,7 @@ impl Store {
                     moved = false;
                 }
                 shard.lose(id, chunk);
+                self.leave_memory(id);
             }
             Body::Partial(partial) => {
                 // Still on its way to the index: its record can't be taken back one by one.

@@ -210,7 +210,7 @@ fn next_step(kind: DiskFaultKind) -> &'static str {
         DiskFaultKind::FileMissing => {
             "it is brought again; nobody but the cache node may change files in the cache folder"
         }
-        DiskFaultKind::IndexDamaged => "the cache starts empty and is filled again; check the disk",
+        DiskFaultKind::IndexDamaged => "what it does not know any more is fetched again; check the disk",
         DiskFaultKind::Unspecified => "see the node's log",
     }
 }

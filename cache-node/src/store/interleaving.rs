@@ -208,10 +208,10 @@ fn scratch() -> tempfile::TempDir {
 }
 
 /// A file system of its own, gone with the test.
-struct Disk(tempfile::TempDir);
+pub(super) struct Disk(pub(super) tempfile::TempDir);
 
 impl Disk {
-    fn new(size: &std::ffi::CStr) -> Self {
+    pub(super) fn new(size: &std::ffi::CStr) -> Self {
         let folder = tempfile::tempdir().unwrap();
         mount("forebay-test", folder.path(), "tmpfs", MountFlags::empty(), Some(size)).unwrap();
         Self(folder)

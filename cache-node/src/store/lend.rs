@@ -62,7 +62,7 @@ impl Store {
     fn lend_now(&self, id: &ObjectId, chunk: ChunkIndex) -> Result<Option<(Lent, Expected)>, StoreError> {
         let Some(expected) = self.expected(id, chunk) else { return Ok(None) };
         let Some(crc) = expected.crc else { return Ok(None) };
-        self.touch(id);
+        self.note_use(id);
         let file = match self.backing.open(id) {
             Ok(Some(found)) => found.file,
             Ok(None) => return self.judge(id, chunk, &expected, Err(io::ErrorKind::NotFound.into())).map(|_| None),

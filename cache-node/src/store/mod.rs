@@ -9,6 +9,7 @@ mod compaction;
 #[cfg(test)]
 mod crash;
 mod damage;
+mod error;
 #[doc(hidden)]
 pub mod eviction;
 pub mod fault;
@@ -20,6 +21,7 @@ mod index;
 mod interleaving;
 mod lease;
 mod lend;
+mod memory;
 #[cfg(test)]
 mod model;
 mod open;
@@ -29,6 +31,7 @@ mod room;
 pub mod scrub;
 mod slot;
 mod small;
+mod start;
 mod table;
 mod usage;
 pub mod verify;
@@ -38,9 +41,10 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 
 use forebay_catalog::ObjectId;
+#[cfg(test)]
 use forebay_protocol::layout::CacheLayout;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore};
@@ -49,14 +53,18 @@ use backing::Backing;
 #[doc(hidden)]
 pub use bulk::fill_index;
 use commit::Op;
+pub use error::StoreError;
 pub use eviction::Class;
 use eviction::Eviction;
-use fault::{DiskFaultKind, Faults};
+#[cfg(test)]
+use fault::DiskFaultKind;
+use fault::Faults;
 use held::Held;
 use index::Index;
 pub use index::IndexError;
 pub use lease::Lease;
 pub use lend::Lent;
+use memory::MemoryTier;
 pub use record::DatasetSlot;
 use slot::{Body, Slots};
 pub use slot::{Presence, bytes_of};
@@ -65,79 +73,6 @@ pub use usage::{Quota, Reservation};
 pub use verify::Verdict;
 
 use crate::units::ChunkIndex;
-
-/// Most chunks that wait for the committer; each holds its file open.
-const UNCOMMITTED: usize = 1024;
-
-/// Why the store could not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The disk failed.
-    #[error("{what}: {source}")]
-    Io {
-        /// What was tried.
-        what: String,
-        /// The cause.
-        source: io::Error,
-    },
-    /// The index failed.
-    #[error("the cache's index: {0}")]
-    Index(#[source] IndexError),
-    /// No room, and nothing to evict.
-    #[error(
-        "the cache is full: of {capacity} bytes {used} are in use, {held} more are held by readers of evicted files, and nothing can be evicted; give it more capacity"
-    )]
-    Full {
-        /// Bytes used.
-        used: u64,
-        /// Bytes of files that are gone for all but who has them open.
-        held: u64,
-        /// Bytes there are.
-        capacity: u64,
-    },
-    /// The store was closed.
-    #[error("the cache is closed")]
-    Closed,
-}
-
-impl From<IndexError> for StoreError {
-    fn from(error: IndexError) -> Self {
-        match error {
-            IndexError::Closed => Self::Closed,
-            error => Self::Index(error),
-        }
-    }
-}
-
-impl StoreError {
-    fn io(what: impl Into<String>, source: io::Error) -> Self {
-        Self::Io { what: what.into(), source }
-    }
-
-    /// The same error once more, for another object that it hit.
-    fn again(&self) -> Self {
-        match self {
-            Self::Full { used, held, capacity } => Self::Full { used: *used, held: *held, capacity: *capacity },
-            Self::Closed => Self::Closed,
-            Self::Io { what, source } => Self::Io { what: what.clone(), source: same(source) },
-            Self::Index(IndexError::Io { what, source }) => {
-                Self::Io { what: format!("the cache's index: {what}"), source: same(source) }
-            }
-            Self::Index(error) => Self::io("the cache's index", io::Error::other(error.to_string())),
-        }
-    }
-
-    /// Whether the disk is full, whatever the capacity says.
-    fn is_disk_full(&self) -> bool {
-        matches!(self, Self::Io { source, .. } if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
-    }
-}
-
-/// An error of a system call once more.
-fn same(error: &io::Error) -> io::Error {
-    let anew = || io::Error::new(error.kind(), error.to_string());
-    error.raw_os_error().map_or_else(anew, io::Error::from_raw_os_error)
-}
 
 /// An object as the store needs to know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,6 +151,9 @@ pub struct Store {
     untold: Mutex<Option<StoreError>>,
     /// After each group: evictions are done, objects are published.
     changed: Notify,
+    /// Copies of hot objects; unset without a memory tier.
+    memory: OnceLock<Arc<MemoryTier>>,
+    promoter: Mutex<Option<std::thread::JoinHandle<()>>>,
     #[cfg(test)]
     crash: Arc<crash::Crash>,
 }
@@ -227,104 +165,6 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens the cache folder. `failures` is called for each chunk or file that is not what the index says.
-    pub fn open(
-        layout: &CacheLayout,
-        capacity: u64,
-        observer: Observer,
-        failures: impl Fn() + Send + Sync + 'static,
-    ) -> Result<Arc<Self>, StoreError> {
-        let faults = Faults::default();
-        let empty = || backing::remove_all(&layout.objects()).and_then(|()| backing::remove_all(&layout.partial()));
-        if Index::remove_old(&layout.old_index(), empty)? {
-            tracing::warn!(index = %layout.old_index().display(), "the cache's index has an earlier version's format; the cache starts empty");
-        }
-        let mut slots = Slots::new();
-        let (index, datasets) = match Index::open(&layout.index(), &slots) {
-            Err(error @ IndexError::Damaged { .. }) => {
-                // Without the checksums nothing in the folder can be trusted.
-                faults.report(DiskFaultKind::IndexDamaged, &error.to_string());
-                empty().map_err(|e| StoreError::io("emptying the cache", e))?;
-                Index::remove(&layout.index())?;
-                slots = Slots::new();
-                Index::open(&layout.index(), &slots)?
-            }
-            opened => opened?,
-        };
-        let backing = Backing::create(layout).map_err(|e| StoreError::io("making the cache's folders", e))?;
-        let (send, receive) = mpsc::channel();
-        let store = Arc::new(Self {
-            backing,
-            datasets: Mutex::new(datasets),
-            #[cfg(test)]
-            crash: Arc::clone(&index.crash),
-            index,
-            slots,
-            usage: Arc::default(),
-            eviction: Mutex::default(),
-            classes: RwLock::new(Arc::new(|_| Class::Owned)),
-            hits: AtomicU64::new(0),
-            held: Held::default(),
-            capacity: AtomicU64::new(capacity),
-            draining: AtomicBool::new(false),
-            observer,
-            failures: Box::new(failures),
-            faults,
-            checked: verify::Checked::default(),
-            verifications: Semaphore::new(verify::VERIFICATIONS),
-            stuck: Mutex::default(),
-            made_room_at: Mutex::default(),
-            scrubbed: AtomicU64::new(0),
-            ops: Mutex::new(Some(send)),
-            committer: Mutex::default(),
-            uncommitted: Arc::new(Semaphore::new(UNCOMMITTED)),
-            uncommitted_small: Arc::new(Semaphore::new(small::UNCOMMITTED)),
-            small: small::Queues::default(),
-            compactor: Mutex::default(),
-            untold: Mutex::default(),
-            changed: Notify::new(),
-        });
-        store.take_stock();
-        let weak = Arc::downgrade(&store);
-        let thread = std::thread::Builder::new()
-            .name("committer".to_owned())
-            .spawn(move || commit::run(&weak, &receive))
-            .map_err(|e| StoreError::io("starting the committer", e))?;
-        *store.committer.lock() = Some(thread);
-        Ok(store)
-    }
-
-    /// Counts what the index had, and puts it in the order of eviction.
-    fn take_stock(&self) {
-        let mut order = self.eviction.lock();
-        let mut used = HashMap::<DatasetSlot, u64>::new();
-        for shard in self.slots.shards() {
-            for (id, slot) in shard.iter() {
-                *used.entry(slot.dataset).or_default() += slot.bytes();
-                order.restore(id, slot.dataset, slot.size);
-            }
-        }
-        for (dataset, bytes) in used {
-            self.usage.add(dataset, bytes);
-        }
-    }
-
-    /// Removes files that the index does not know: left by a crash, worth nothing.
-    pub fn sweep(&self) {
-        let result = self.backing.for_each_file(|id| {
-            let shard = self.slots.lock(&id);
-            if !shard.contains_key(&id) {
-                tracing::debug!(%id, "removing a file that the index does not know");
-                if let Err(error) = self.backing.remove(&id) {
-                    tracing::warn!(%id, %error, "a stray file could not be removed");
-                }
-            }
-        });
-        if let Err(error) = result {
-            tracing::warn!(%error, "looking for stray files failed");
-        }
-    }
-
     /// The number of a dataset, made if need be.
     pub fn dataset(&self, uid: &str) -> Result<DatasetSlot, StoreError> {
         let mut datasets = self.datasets.lock();
@@ -378,8 +218,14 @@ impl Store {
     }
 
     /// Marks an object as used again, for eviction. Once for each time that somebody opens it: that a file is read through chunk by chunk says nothing
-    /// about whether it will be read again.
+    /// about whether it will be read again. For readers of this machine: what they open again is worth a copy in memory.
     pub fn touch(&self, id: &ObjectId) {
+        self.note_use(id);
+        self.want_in_memory(id);
+    }
+
+    /// The same for peers, who are served from the disk's pages.
+    fn note_use(&self, id: &ObjectId) {
         if self.slots.lock(id).touch(id) {
             self.hits.fetch_add(1, Ordering::Relaxed);
         }
@@ -428,19 +274,21 @@ impl Store {
 
     /// Commits what is written and closes the index. Everything fails from now on.
     pub async fn close(self: &Arc<Self>) {
+        if let Some(memory) = self.memory.get() {
+            memory.close();
+        }
         drop(self.ops.lock().take());
-        let (thread, this) = (self.committer.lock().take(), Arc::clone(self));
+        let this = Arc::clone(self);
         let closed = tokio::task::spawn_blocking(move || {
-            if let Some(thread) = thread
-                && thread.join().is_err()
-            {
-                tracing::error!("the committer had panicked");
-            }
-            let compactor = this.compactor.lock().take();
-            if let Some(thread) = compactor
-                && thread.join().is_err()
-            {
-                tracing::error!("the thread that writes the index anew had panicked");
+            // The committer before the compactor, which it starts.
+            for thread in [&this.promoter, &this.committer, &this.compactor] {
+                let thread = thread.lock().take();
+                if let Some(thread) = thread {
+                    let name = thread.thread().name().unwrap_or_default().to_owned();
+                    if thread.join().is_err() {
+                        tracing::error!(name, "a thread of the store had panicked");
+                    }
+                }
             }
             this.index.close();
         });

@@ -87,7 +87,9 @@ impl Store {
             // The size is set at the first write; readers may come earlier.
             self.backing.open_for_writing(&id, object.size).map_err(failed)?;
         }
-        Ok(Some(Opened { complete: self.is_whole(&id), lease, file: found.file }))
+        let complete = self.is_whole(&id);
+        let copy = self.memory.get().filter(|_| complete).and_then(|memory| memory.open_copy(&id));
+        Ok(Some(Opened { complete, lease, file: copy.unwrap_or(found.file) }))
     }
 
     /// Opens an object of which nothing is here.

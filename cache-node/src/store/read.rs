@@ -26,7 +26,7 @@ impl Store {
     ) -> Result<Option<(Bytes, u32)>, StoreError> {
         let id = object.id;
         let Some(expected) = self.expected(&id, chunk) else { return Ok(None) };
-        self.touch(&id);
+        self.note_use(&id);
         let range = chunk.range(expected.size);
         let mut bytes = match self.backing.open(&id) {
             Ok(Some(found)) => backing::read_at(&found.file, range.offset, range.length),

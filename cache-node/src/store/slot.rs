@@ -4,6 +4,8 @@
 //! A complete object is in the shard's [`Table`], which has its checksums. An object in use (leased, partial, being written or evicted) has a
 //! [`Slot`] besides, or instead while it is not complete. The slot of a complete object goes when it is no longer in use.
 
+mod load;
+
 use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,8 +14,7 @@ use forebay_catalog::ObjectId;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::bitmap::Bitmap;
-use super::index;
-use super::record::{DatasetSlot, Entries, Entry};
+use super::record::DatasetSlot;
 use super::table::{Flags, Idle, Table};
 use crate::units::{ChunkIndex, chunk_count};
 
@@ -369,77 +370,6 @@ impl Guard<'_> {
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
         self.tidy();
-    }
-}
-
-/// What comes from the index when it is opened.
-impl index::Loader for Slots {
-    fn expect(&self, objects: u64) {
-        // Ids are evenly distributed; a few more in one shard than in another.
-        let each = usize::try_from(objects / SHARDS as u64).unwrap_or(0);
-        for shard in &self.shards {
-            shard.lock().complete.reserve(each + each / 32);
-        }
-    }
-
-    fn load(&self, entries: &mut Entries<'_>) {
-        let mut held: Option<(usize, Guard<'_>)> = None;
-        for entry in entries {
-            let (Entry::Whole { id, .. } | Entry::Part { id, .. } | Entry::Removed { id }) = entry else { continue };
-            let shard = shard_of(&id);
-            if held.as_ref().is_none_or(|(locked, _)| *locked != shard) {
-                // One at a time: other threads load too.
-                drop(held.take());
-            }
-            held.get_or_insert_with(|| (shard, self.lock(&id))).1.load(&entry);
-        }
-    }
-}
-
-impl Guard<'_> {
-    fn load(&mut self, entry: &Entry<'_>) {
-        match *entry {
-            Entry::Whole { id, dataset, size, crcs } => {
-                self.shard.in_use.remove(&id);
-                // Of an earlier life: verified before it is served.
-                let mut flags = Flags::default();
-                flags.set(Flags::VERIFIED, size == 0);
-                let table = &mut self.shard.complete;
-                let mut words = crcs.iter();
-                match (words.next(), words.next()) {
-                    (Some(crc), None) => table.insert(&id, size, dataset, &[crc], flags),
-                    _ => table.insert(&id, size, dataset, &crcs.iter().collect::<Vec<_>>(), flags),
-                }
-            }
-            Entry::Part { id, dataset, size, chunks } => {
-                let known = self.get(&id).map(|slot| (slot.size, matches!(slot.body, Body::Complete)));
-                match known {
-                    Some((known, true)) if known == size => return,
-                    Some((known, false)) if known == size => {}
-                    _ => {
-                        self.insert(&id, size, dataset);
-                    }
-                }
-                let Some(slot) = self.get_mut(&id) else { return };
-                slot.dataset = dataset;
-                slot.verified = false;
-                let Body::Partial(partial) = &mut slot.body else { return };
-                for (chunk, crc) in chunks.chunks() {
-                    if let Some(kept) = partial.crcs.get_mut(chunk.0 as usize) {
-                        *kept = crc;
-                        partial.written.insert(chunk);
-                        partial.committed.insert(chunk);
-                    }
-                }
-                if partial.committed.is_full() {
-                    self.complete(&id);
-                }
-            }
-            Entry::Removed { id } => {
-                self.remove(&id);
-            }
-            Entry::Dataset { .. } | Entry::Count { .. } => {}
-        }
     }
 }
 

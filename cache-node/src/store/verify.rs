@@ -17,7 +17,7 @@ use super::{ObjectRef, Store, StoreError, backing, blocking};
 use crate::units::{ByteRange, ChunkIndex, chunk_count};
 
 /// A chunk is read in pieces of so many bytes, into one buffer a thread.
-const PIECE: usize = 256 << 10;
+pub(super) const PIECE: usize = 256 << 10;
 
 /// Chunks that are verified at once; more wait.
 pub(super) const VERIFICATIONS: usize = 16;
@@ -200,10 +200,17 @@ impl Store {
     }
 }
 
-/// The crc32c of a range of a file. Pages that were not in memory before are not left there: what is verified is seldom what is read next.
-fn checksum(file: &File, range: ByteRange) -> io::Result<u32> {
+/// Gives this thread's buffer of [`PIECE`] bytes.
+pub(super) fn with_buffer<T>(use_it: impl FnOnce(&mut [u8]) -> T) -> T {
     BUFFER.with_borrow_mut(|buffer| {
         buffer.resize(PIECE, 0);
+        use_it(buffer)
+    })
+}
+
+/// The crc32c of a range of a file. Pages that were not in memory before are not left there: what is verified is seldom what is read next.
+fn checksum(file: &File, range: ByteRange) -> io::Result<u32> {
+    with_buffer(|buffer| {
         let (mut crc, mut offset) = (0, range.offset);
         while offset < range.end() {
             let length = PIECE.min((range.end() - offset) as usize);

@@ -341,24 +341,31 @@ async fn while_the_disk_is_full_everything_is_read_and_little_is_lost() {
     }
     node.wait_dataset("all to be kept", UID, |dataset| (dataset.cached_bytes == 20 << 20).then_some(())).await;
     let filler = disk.fill();
+    let began = std::time::Instant::now();
+    // While it is full a twentieth goes every 10 s: one file, or two when what was half written counts too.
+    let least = || (20_u64 << 20).saturating_sub((2 << 20) * (1 + began.elapsed().as_secs() / 10));
     source.assert_reads(&reader, "big").await;
     let full = wait_fault(&node, DiskFaultKind::DiskFull, true).await;
     assert!(full.count > 0 && full.message.contains("free space"), "{full:?}");
     let late = reader.files()["late"];
     assert!(read_as_peer(&node, &late, 9 << 20).await == source.files["late"]);
     source.assert_reads(&reader, "late").await;
-    assert!(node.dataset(UID).await.cached_bytes >= 17 << 20, "{:?}", node.dataset(UID).await);
+    let kept = node.dataset(UID).await.cached_bytes;
+    assert!(kept >= least(), "{kept} bytes are kept after {:?}", began.elapsed());
     // What is here is still read from here.
     let before = source_bytes(&node).await;
     for name in &names {
         source.assert_reads(&reader, name).await;
     }
-    assert!(source_bytes(&node).await - before <= 3 << 20);
+    let again = source_bytes(&node).await - before;
+    assert!(again <= (20 << 20) - least(), "{again} bytes were read again after {:?}", began.elapsed());
     std::fs::remove_file(filler).unwrap();
     wait_fault(&node, DiskFaultKind::DiskFull, false).await;
-    source.assert_reads(&reader, "big").await;
-    source.assert_reads(&reader, "late").await;
-    node.wait_dataset("all to be kept", UID, |d| (d.cached_bytes >= (17 << 20) + (30 << 20)).then_some(())).await;
+    // Small ones too: what went while the disk was full comes back when it is read.
+    for name in source.files.keys() {
+        source.assert_reads(&reader, name).await;
+    }
+    node.wait_dataset("all to be kept", UID, |d| (d.cached_bytes == source.total()).then_some(())).await;
     assert_eq!(node.metric("forebay_verification_failures_total").await, 0);
 }
 
@@ -436,4 +443,31 @@ async fn a_damaged_index_is_told() {
     source.assert_all_read(&node).await;
     let damaged = fault(&node.status().await, DiskFaultKind::IndexDamaged).unwrap();
     assert!(damaged.count == 1 && !damaged.current && damaged.message.contains("starts empty"), "{damaged:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_of_which_nothing_can_be_read_is_told_too() {
+    let source = Source::new([("a", 5 << 20)]);
+    let mut node = node_at(None, &source, true).await;
+    for what in ["overwritten", "cut", "deleted"] {
+        node.wait_preloaded(UID).await;
+        let ids = node.reader(UID).await.files();
+        wait_published(&node, &[object_path(&node.config.node.cache_dir, &ids["a"])]).await;
+        assert!(node.terminate().await);
+        let index = node.config.node.cache_dir.join("index");
+        for entry in std::fs::read_dir(&index).unwrap() {
+            let path = entry.unwrap().path();
+            match what {
+                _ if path.ends_with("lock") => {}
+                "overwritten" => std::fs::write(&path, content(1, 3000)).unwrap(),
+                "cut" => std::fs::write(&path, b"").unwrap(),
+                _ => std::fs::remove_file(&path).unwrap(),
+            }
+        }
+        node.restart().await;
+        let damaged = fault(&node.status().await, DiskFaultKind::IndexDamaged).unwrap_or_else(|| panic!("{what}"));
+        assert!(damaged.count == 1 && !damaged.current && damaged.message.contains("starts empty"), "{damaged:?}");
+        node.wait_preloaded(UID).await;
+        source.assert_all_read(&node).await;
+    }
 }

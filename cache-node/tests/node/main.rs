@@ -9,6 +9,7 @@ mod faults;
 mod faults_disk;
 mod lifecycle;
 mod local;
+mod memory_tier;
 mod peer;
 mod placement;
 mod problems;

@@ -342,3 +342,51 @@ async fn with_sharded_what_others_own_goes_when_it_is_closed() {
     read_all_on(&nodes, &objects).await;
     assert_at_most(proxy.bytes(), 101 + 2, total(&objects));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn between_zones_each_byte_goes_once_and_readers_stay_in_their_own() {
+    let objects = many(100, 40 << 10).into_iter().chain([("large".to_owned(), content(7, 21 << 20))]).collect();
+    let Some((_gateway, proxy)) = source(&objects).await else { return };
+    let mut cluster = Cluster::new(&proxy, 4);
+    cluster.preload = true;
+    cluster.placement.replicas = 2;
+    for ((n, member), zone) in cluster.members.iter_mut().enumerate().zip(["a", "a", "b", "b"]) {
+        member.zone = Some(zone.to_owned());
+        member.id = Some(format!("00000000-0000-4000-8000-00000000000{n}"));
+    }
+    // Nodes of one zone know those of the other by the addresses of lines that count.
+    let lines = join_all(cluster.members.iter().map(|member| Proxy::start(member.address))).await;
+    let starting = cluster.members.iter().map(|me| {
+        let (mut seen, cluster) = (cluster.clone(), &cluster);
+        for (member, line) in seen.members.iter_mut().zip(&lines).filter(|(member, _)| member.zone != me.zone) {
+            member.address = line.address;
+        }
+        NodeProcess::start(move |folder| {
+            let mut dataset = dataset(UID, Gateway::source_at(cluster.source, ""));
+            dataset.preload = Some(preload_all());
+            dataset.placement = cluster.placement;
+            let mut config = config(folder, me.address, &[], vec![dataset]);
+            std::fs::create_dir(&config.node.cache_dir).unwrap();
+            std::fs::write(config.node.cache_dir.join("node-id"), me.id.as_ref().unwrap()).unwrap();
+            config.members = seen.members;
+            config
+        })
+    });
+    let nodes = join_all(starting).await;
+    join_all(nodes.iter().map(|node| node.wait_preloaded(UID))).await;
+    let between_zones = || lines.iter().map(Proxy::bytes).sum::<u64>();
+    let loading = between_zones();
+    println!("loading two copies: {:.4} of the data between the zones", loading as f64 / total(&objects) as f64);
+    assert_at_most(proxy.bytes(), 101 + 2, total(&objects));
+    // The catalog goes too.
+    assert_at_most(loading, 110, total(&objects));
+    let own = join_all(nodes.iter().map(peer_bytes)).await.iter().sum::<u64>();
+    read_all_on(&nodes, &objects).await;
+    let reading = between_zones() - loading;
+    let moved = join_all(nodes.iter().map(peer_bytes)).await.iter().sum::<u64>() - own;
+    println!("reading all of it on four nodes: {moved} bytes from peers, {reading} of them between the zones");
+    // In each zone each node has about half of it and gets the other half from its neighbour.
+    assert_at_most(total(&objects), 100, moved);
+    assert_at_most(reading, 1, total(&objects));
+    assert_at_most(proxy.bytes(), 101 + 2, total(&objects));
+}

@@ -42,6 +42,7 @@ pub async fn start(args: &MountArgs, dataset: &DatasetConfig, cache: &CacheFolde
         node: NodeConfig {
             cache_dir: cache.root().to_owned(),
             capacity_bytes: args.capacity,
+            memory_tier: None,
             memory_bytes: DEFAULT_MEMORY_BYTES,
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             metrics: args.metrics,

@@ -40,8 +40,8 @@ use crate::quantity::Quantity;
 #[x_kube(
     validation = Rule::new("self.storage == oldSelf.storage")
         .message("spec.storage is immutable: create another CacheRuntime for other storage"),
-    validation = Rule::new("self.storage.size() == 1")
-        .message("spec.storage: more than one tier is not supported yet: give exactly one tier of medium Disk"),
+    validation = Rule::new("self.storage.size() == 1 || self.storage.size() == 2 && self.storage[0].medium == 'Memory' && self.storage[1].medium == 'Disk'")
+        .message("spec.storage: give one tier, or one of medium Memory and then one of medium Disk; other combinations are not supported yet"),
     validation = Rule::new("!has(self.links) || self.links.size() == 0")
         .message("spec.links is not supported yet: leave it out"),
     validation = Rule::new("(has(self.nodes) && has(self.nodes.selector)) == (has(oldSelf.nodes) && has(oldSelf.nodes.selector)) && (!has(self.nodes) || !has(self.nodes.selector) || self.nodes.selector == oldSelf.nodes.selector)")
@@ -51,7 +51,9 @@ pub struct CacheRuntimeSpec {
     /// On which nodes of the cluster cache nodes run. Default: on every schedulable node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<CacheNodes>,
-    /// What each node stores content on, fastest first. Exactly one tier of medium Disk for now. Immutable.
+    /// What each node stores content on, fastest first: a Disk tier, or a Memory tier and behind it a Disk tier, or a Memory tier alone. With both, the
+    /// disk has everything and memory has copies of what is opened again and again. With memory alone, what is cached is gone when the
+    /// machine restarts. Immutable.
     #[schemars(length(min = 1, max = 4))]
     pub storage: Vec<StorageTier>,
     /// Not supported yet. Dedicated lines to protect; a source names the link it crosses.
@@ -70,9 +72,9 @@ pub struct CacheRuntimeSpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.medium != 'Memory'")
-        .message("spec.storage[].medium Memory is not supported yet: use Disk"),
-    validation = Rule::new("!has(self.volumeClaimTemplate)")
+    validation = Rule::new("self.medium != 'Memory' || !has(self.hostPath) && !has(self.volumeClaimTemplate)")
+        .message("spec.storage[] of medium Memory has no hostPath and no volumeClaimTemplate: it lies below the chart's memoryRoot; leave them out"),
+    validation = Rule::new("self.medium == 'Memory' || !has(self.volumeClaimTemplate)")
         .message("spec.storage[].volumeClaimTemplate is not supported yet: use hostPath"),
     validation = Rule::new("self.medium == 'Memory' || has(self.volumeClaimTemplate) || has(self.hostPath)")
         .message("spec.storage[].hostPath is required for a tier of medium Disk"),
@@ -80,11 +82,12 @@ pub struct CacheRuntimeSpec {
         .message("spec.storage[].hostPath must be absolute and normalised, as in /var/lib/forebay/nvme0: no empty part, no . or .., no / at the end"),
 )]
 pub struct StorageTier {
-    /// `Disk`. `Memory` is not supported yet.
+    /// `Disk`: a folder of each node. `Memory`: the node's own memory, as a tmpfs (the chart's `memoryRoot`, `/dev/shm/forebay`). The cache nodes'
+    /// pods request it in addition to `spec.nodes.memory`.
     pub medium: Medium,
     /// How much of it each cache node may use, for instance `2Ti`. What came first and was not read through the daemon since makes room.
     pub capacity: Quantity,
-    /// A folder on each node, made if it is missing, for instance `/var/lib/forebay/nvme0`. It must be under a cache root of the chart
+    /// For medium Disk only, and required there: a folder on each node, made if it is missing, for instance `/var/lib/forebay/nvme0`. It must be under a cache root of the chart
     /// (`cacheRoots`), and belongs to Forebay: the cache is in a folder `<namespace>.<name>` of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
@@ -102,7 +105,7 @@ fn anything_schema(_: &mut SchemaGenerator) -> Schema {
 /// What content is stored on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Medium {
-    /// Memory. Not supported yet.
+    /// Memory, as a tmpfs.
     Memory,
     /// A file system.
     Disk,

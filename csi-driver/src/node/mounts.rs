@@ -42,15 +42,19 @@ impl Shared {
         self.record(&volume)?;
         let node = Arc::clone(&self);
         blocking(move || {
-            let objects = CacheLayout::new(&volume.cache).objects();
-            let objects =
-                mount::open_beneath(&volume.cache_root, &objects, FOLDER).map_err(file_error("opening", &objects))?;
+            let objects = |root: &Path, cache: &Path| {
+                let objects = CacheLayout::new(cache).objects();
+                mount::open_beneath(root, &objects, FOLDER).map_err(file_error("opening", &objects))
+            };
+            // The fastest first.
+            let memory = volume.memory.as_deref().map(|memory| objects(&node.paths.memory_root, memory)).transpose()?;
+            let disk = objects(&volume.cache_root, &volume.cache)?;
             let catalog = open_folder(&node.paths.catalog(&volume.dataset_uid, &volume.catalog_id))?;
             let rest = open_folder(&node.paths.object_fuse())?;
             mount::make_mount_point(&volume.staging_path)?;
             // What is there already is of an attempt that was broken off, or of a session that is dead.
             mount::unmount(&volume.staging_path)?;
-            let layers = [objects.as_fd(), rest.as_fd()];
+            let layers: Vec<_> = memory.iter().chain([&disk, &rest]).map(AsFd::as_fd).collect();
             Ok(mount::overlay::mount(&volume_source(&volume), catalog, &layers, &volume.staging_path)?)
         })
         .await

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_catalog::{CATALOG_SUMMARY, CatalogSummary};
-use forebay_protocol::layout::node_socket;
+use forebay_protocol::layout::{CacheLayout, node_socket};
 use rustix::fs::OFlags;
 use tokio::time::Instant;
 
@@ -44,6 +44,7 @@ impl Shared {
             staging_path: staging_path.to_owned(),
             cache_root: target.cache_root.clone(),
             cache: target.cache.root().to_owned(),
+            memory: target.memory.as_ref().map(|memory| memory.root().to_owned()),
             node_socket: node_socket(&self.paths.run_dir, &target.runtime),
             files: summary.files,
             bytes: summary.bytes,
@@ -112,6 +113,17 @@ impl Shared {
                 self.name,
                 target.runtime,
                 target.cache.root().display(),
+            )));
+        }
+        if let Some(memory) = target.memory.as_ref().map(CacheLayout::objects)
+            && let Err(error) = mount::open_beneath(&self.paths.memory_root, &memory, FOLDER)
+        {
+            // After a restart of the machine it is there when the cache node is.
+            return Err(NodeError::NotYet(format!(
+                "the cache node of CacheRuntime {} on node {} has not made the folder of its memory tier yet ({}: {error}); see its log",
+                target.runtime,
+                self.name,
+                memory.display()
             )));
         }
         let folder = target.cache.catalog(&target.dataset_uid, &target.catalog_id);

@@ -40,6 +40,7 @@ impl World {
             kubelet_dir: scratch.folder("kubelet"),
             run_dir: scratch.folder("run"),
             cache_roots: vec![cache_root.clone()],
+            memory_root: scratch.path().join("memory"),
         };
         std::os::unix::fs::chown(&paths.run_dir, None, Some(FOREBAY_GID)).unwrap();
         set_mode(&paths.run_dir, 0o770);

@@ -104,7 +104,10 @@ async fn advance(runtime: &CacheRuntime, context: &Context) -> Result<Action, Er
     let deleting = deleted.then(|| referred(&datasets)).flatten();
     let erase = deleted && deleting.is_none();
 
-    let valid = validate::validate(runtime, &context.arguments.cache_root, &context.arguments.run_dir);
+    let arguments = &context.arguments;
+    let roots =
+        validate::Roots { cache: &arguments.cache_root, memory: &arguments.memory_root, run: &arguments.run_dir };
+    let valid = validate::validate(runtime, roots);
     let built = match &valid {
         Ok(valid) => {
             let life = if erase {

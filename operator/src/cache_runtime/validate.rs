@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use forebay_crds::{CacheRuntime, GoDuration, LabelSelector, Medium, Toleration};
-use forebay_protocol::config::{DEFAULT_MEMORY_BYTES, QuotaConfig, RuntimeName};
+use forebay_crds::{CacheRuntime, GoDuration, LabelSelector, Medium, StorageTier, Toleration};
+use forebay_protocol::config::{DEFAULT_MEMORY_BYTES, MemoryTierConfig, QuotaConfig, RuntimeName};
 use forebay_protocol::layout::CacheLayout;
 
 use crate::problem::Problem;
@@ -30,16 +30,40 @@ pub struct ValidRuntime {
     pub tolerations: Vec<Toleration>,
     /// How many; one per matching node when absent.
     pub replicas: Option<i32>,
-    /// Bytes that each cache node may use.
+    /// Bytes that each cache node may use of the storage that has everything.
     pub capacity_bytes: u64,
+    /// Copies in memory above a disk.
+    pub memory_tier: Option<MemoryTier>,
     /// What bounds each cache node's memory.
     pub memory_bytes: u64,
     /// What the Datasets of a namespace may use of the pool together.
     pub quotas: Vec<QuotaConfig>,
     /// How long a leaving cache node gets.
     pub drain_patience: Duration,
-    /// The storage's folder on each node.
+    /// The folder on each node of the storage that has everything, on a disk or in memory.
     pub host_path: PathBuf,
+    /// That storage is the node's memory.
+    pub in_memory: bool,
+}
+
+/// Copies in memory above a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryTier {
+    /// The folder on each node for the runtimes' own.
+    pub root: PathBuf,
+    /// Bytes that each cache node's copies may take.
+    pub capacity_bytes: u64,
+}
+
+/// The folders of the nodes that the operator may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Roots<'a> {
+    /// Under these a disk tier may have its folder.
+    pub cache: &'a [PathBuf],
+    /// Under this memory tiers are.
+    pub memory: &'a Path,
+    /// The sockets' folder, which no tier may touch.
+    pub run: &'a Path,
 }
 
 impl ValidRuntime {
@@ -47,26 +71,29 @@ impl ValidRuntime {
     pub fn cache_dir(&self) -> PathBuf {
         CacheLayout::under_host_path(&self.host_path, &self.name).root().to_owned()
     }
+
+    /// The memory tier as the cache nodes are told of it.
+    pub fn memory_tier(&self) -> Option<MemoryTierConfig> {
+        self.memory_tier.as_ref().map(|tier| MemoryTierConfig {
+            dir: CacheLayout::under_host_path(&tier.root, &self.name).root().to_owned(),
+            capacity_bytes: tier.capacity_bytes,
+        })
+    }
+
+    /// Bytes of the node's memory that cached content may take, in files of a tmpfs, which count as the pod's.
+    pub fn content_in_memory_bytes(&self) -> u64 {
+        let whole = if self.in_memory { self.capacity_bytes } else { 0 };
+        whole + self.memory_tier.as_ref().map_or(0, |tier| tier.capacity_bytes)
+    }
 }
 
 /// Checks a CacheRuntime against what is supported and against the folders that the operator was allowed.
-pub fn validate(runtime: &CacheRuntime, cache_roots: &[PathBuf], run_dir: &Path) -> Result<ValidRuntime, Problem> {
+pub fn validate(runtime: &CacheRuntime, roots: Roots<'_>) -> Result<ValidRuntime, Problem> {
     let name = RuntimeName {
         namespace: runtime.metadata.namespace.clone().unwrap_or_default(),
         name: runtime.metadata.name.clone().unwrap_or_default(),
     };
     let spec = &runtime.spec;
-    let unsupported =
-        |field: &str| Err(Problem::new("NotSupported", format!("{field} is not supported yet: leave it out")));
-    let [tier] = spec.storage.as_slice() else {
-        return unsupported("spec.storage with another number of tiers than one");
-    };
-    if tier.medium == Medium::Memory {
-        return unsupported("spec.storage[].medium Memory");
-    }
-    if tier.volume_claim_template.is_some() {
-        return unsupported("spec.storage[].volumeClaimTemplate");
-    }
     if !spec.links.is_empty() {
         return unsupported("spec.links");
     }
@@ -75,14 +102,15 @@ pub fn validate(runtime: &CacheRuntime, cache_roots: &[PathBuf], run_dir: &Path)
     if spec.gateway.as_ref().is_some_and(|gateway| enabled(&gateway.s3) || enabled(&gateway.webhdfs)) {
         return unsupported("spec.gateway");
     }
-    let capacity_bytes = tier
-        .capacity
-        .value()
-        .map_err(|error| Problem::new("InvalidSpec", format!("spec.storage[].capacity: {error}")))?;
-    let Some(host_path) = tier.host_path.as_deref() else {
-        return Err(Problem::new("InvalidSpec", "spec.storage[].hostPath is required for a tier of medium Disk"));
+    let (fast, whole) = match spec.storage.as_slice() {
+        [whole] => (None, whole),
+        [fast, whole] if (fast.medium, whole.medium) == (Medium::Memory, Medium::Disk) => (Some(fast), whole),
+        _ => return unsupported("spec.storage with tiers other than Disk, Memory, or Memory and then Disk"),
     };
-    let host_path = allowed_host_path(host_path, cache_roots, run_dir)?;
+    let memory_tier = fast.map(|tier| {
+        let root = tier_folder(tier, roots)?;
+        Ok(MemoryTier { root, capacity_bytes: capacity(tier)? })
+    });
     let nodes = spec.nodes.clone().unwrap_or_default();
     let memory_bytes = match nodes.memory.as_ref().map(forebay_crds::Quantity::value) {
         None => DEFAULT_MEMORY_BYTES,
@@ -98,9 +126,37 @@ pub fn validate(runtime: &CacheRuntime, cache_roots: &[PathBuf], run_dir: &Path)
         selector: nodes.selector.unwrap_or_default(),
         tolerations: nodes.tolerations,
         replicas: nodes.replicas,
-        capacity_bytes,
-        host_path,
+        capacity_bytes: capacity(whole)?,
+        memory_tier: memory_tier.transpose()?,
+        host_path: tier_folder(whole, roots)?,
+        in_memory: whole.medium == Medium::Memory,
     })
+}
+
+fn unsupported<T>(field: &str) -> Result<T, Problem> {
+    Err(Problem::new("NotSupported", format!("{field} is not supported yet: leave it out")))
+}
+
+fn capacity(tier: &StorageTier) -> Result<u64, Problem> {
+    tier.capacity.value().map_err(|error| Problem::new("InvalidSpec", format!("spec.storage[].capacity: {error}")))
+}
+
+/// Where on the nodes a tier is.
+fn tier_folder(tier: &StorageTier, roots: Roots<'_>) -> Result<PathBuf, Problem> {
+    if tier.volume_claim_template.is_some() {
+        return unsupported("spec.storage[].volumeClaimTemplate");
+    }
+    match (tier.medium, tier.host_path.as_deref()) {
+        (Medium::Memory, None) => Ok(roots.memory.to_owned()),
+        (Medium::Memory, Some(_)) => {
+            let message = "spec.storage[].hostPath of a tier of medium Memory: leave it out, it lies below the chart's memoryRoot";
+            Err(Problem::new("InvalidSpec", message))
+        }
+        (Medium::Disk, Some(path)) => allowed_host_path(path, roots.cache, roots.run),
+        (Medium::Disk, None) => {
+            Err(Problem::new("InvalidSpec", "spec.storage[].hostPath is required for a tier of medium Disk"))
+        }
+    }
 }
 
 /// By namespace, so that their order in the spec makes no other configuration.
@@ -168,7 +224,12 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn check(runtime: &CacheRuntime) -> Result<ValidRuntime, Problem> {
-        validate(runtime, &["/var/lib/forebay".into()], Path::new("/var/lib/forebay/run"))
+        let roots = Roots {
+            cache: &["/var/lib/forebay".into()],
+            memory: Path::new("/dev/shm/forebay"),
+            run: Path::new("/var/lib/forebay/run"),
+        };
+        validate(runtime, roots)
     }
 
     #[test]
@@ -192,12 +253,40 @@ pub(crate) mod tests {
         }
     }
 
+    fn with_storage(storage: serde_json::Value) -> Result<ValidRuntime, Problem> {
+        let mut runtime = runtime("/var/lib/forebay");
+        runtime.spec.storage = serde_json::from_value(storage).unwrap();
+        check(&runtime)
+    }
+
+    #[test]
+    fn memory_alone_is_the_whole_cache_and_before_a_disk_it_has_copies() {
+        let memory = serde_json::json!({"medium": "Memory", "capacity": "1Gi"});
+        let disk = serde_json::json!({"medium": "Disk", "capacity": "2Gi", "hostPath": "/var/lib/forebay/a"});
+        let valid = with_storage(serde_json::json!([memory])).unwrap();
+        assert_eq!(valid.cache_dir(), Path::new("/dev/shm/forebay/forebay.pool"));
+        assert_eq!(
+            (valid.capacity_bytes, valid.memory_tier(), valid.content_in_memory_bytes()),
+            (1 << 30, None, 1 << 30)
+        );
+        let valid = with_storage(serde_json::json!([memory, disk])).unwrap();
+        assert_eq!(valid.cache_dir(), Path::new("/var/lib/forebay/a/forebay.pool"));
+        let tier = valid.memory_tier().unwrap();
+        assert_eq!((tier.dir.as_path(), tier.capacity_bytes), (Path::new("/dev/shm/forebay/forebay.pool"), 1 << 30));
+        assert_eq!((valid.capacity_bytes, valid.content_in_memory_bytes()), (2 << 30, 1 << 30));
+        for other in [serde_json::json!([disk, memory]), serde_json::json!([disk, disk]), serde_json::json!([])] {
+            assert_eq!(with_storage(other.clone()).unwrap_err().reason, "NotSupported", "{other}");
+        }
+    }
+
     #[test]
     fn what_is_not_supported_yet_is_refused_by_name() {
-        let mut runtime = runtime("/var/lib/forebay");
-        runtime.spec.storage[0].medium = Medium::Memory;
-        let problem = check(&runtime).unwrap_err();
-        assert!(problem.message.contains("Memory is not supported yet"), "{problem}");
+        let claim = serde_json::json!([{"medium": "Disk", "capacity": "1Gi", "volumeClaimTemplate": {}}]);
+        let problem = with_storage(claim).unwrap_err();
+        assert!(problem.message.contains("volumeClaimTemplate is not supported yet"), "{problem}");
+        let folder = serde_json::json!([{"medium": "Memory", "capacity": "1Gi", "hostPath": "/var/lib/forebay"}]);
+        let problem = with_storage(folder).unwrap_err();
+        assert!(problem.message.contains("memoryRoot"), "{problem}");
     }
 
     #[test]

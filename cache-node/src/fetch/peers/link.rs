@@ -129,8 +129,7 @@ pub(super) struct Request {
 impl Link {
     /// Begins to connect.
     pub fn open(dial: Dial) -> Self {
-        let waiting = Waiting { requests: HashMap::new(), next: 0, sent: 0, heard: Instant::now(), ended: None };
-        let state = Arc::new(State { waiting: Mutex::new(waiting), answered: Notify::new() });
+        let state = Arc::new(State::expecting(&[]).0);
         let (asks, queue) = mpsc::unbounded_channel();
         let ends = Arc::clone(&state);
         tokio::spawn(async move {
@@ -194,6 +193,19 @@ impl Link {
 }
 
 impl State {
+    /// As if requests with the numbers from 0 had been sent, for chunks of these lengths; and where their answers come.
+    pub(super) fn expecting(lengths: &[u32]) -> (Self, Vec<oneshot::Receiver<Result<Answered, LinkError>>>) {
+        let (mut requests, mut answers) = (HashMap::new(), Vec::new());
+        for (number, length) in (0..).zip(lengths) {
+            let (answer, answered) = oneshot::channel();
+            requests.insert(number, Request { length: *length, answer });
+            answers.push(answered);
+        }
+        let (next, sent) = (requests.len() as u32, requests.len());
+        let waiting = Waiting { requests, next, sent, heard: Instant::now(), ended: None };
+        (Self { waiting: Mutex::new(waiting), answered: Notify::new() }, answers)
+    }
+
     pub(super) fn heard(&self) {
         self.waiting.lock().heard = Instant::now();
     }

@@ -2,7 +2,7 @@
 //! lost. A member that can't be reached is left alone for a moment, so that not every read waits for it.
 
 pub mod link;
-mod receive;
+pub(crate) mod receive;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

@@ -104,3 +104,14 @@ fn some(read: std::io::Result<usize>) -> Result<usize, LinkError> {
         Err(error) => Err(LinkError::Broken(Arc::new(error))),
     }
 }
+
+/// What requests for chunks of these lengths get from a peer that sends `bytes`, and why the connection ended. For the fuzz target.
+pub(crate) async fn from_peer(
+    bytes: &[u8],
+    lengths: &[u32],
+    dial: &Dial,
+) -> (Vec<Option<Answered>>, Result<(), LinkError>) {
+    let (state, mut answers) = State::expecting(lengths);
+    let ended = run(bytes, &state, dial).await;
+    (answers.iter_mut().map(|answer| answer.try_recv().ok()?.ok()).collect(), ended)
+}

@@ -102,6 +102,8 @@ pub trait Loader: Sync {
 /// The index, until it is closed.
 #[derive(Debug)]
 pub struct Index {
+    /// Places of the snapshot that could not be read: the objects there are lost.
+    damaged: usize,
     /// None when closed: then the folder's lock is gone too.
     state: Mutex<Option<State>>,
     #[cfg(test)]
@@ -132,7 +134,7 @@ impl Index {
         let mut datasets = HashMap::new();
         let base = listed.snapshots.last().copied();
         let mut snapshot = 0;
-        let mut lossy = false;
+        let mut damaged_places = 0;
         if let Some(number) = base {
             let file = folder.snapshot(number);
             let head = |entries: Entries<'_>| {
@@ -147,10 +149,7 @@ impl Index {
                 snapshot::Read::NoHead => return Err(IndexError::Damaged { file, offset: 0 }),
                 snapshot::Read::Read { length, damaged } => {
                     snapshot = length;
-                    lossy = damaged > 0;
-                    if lossy {
-                        tracing::error!(file = %file.display(), places = damaged, "the cache's index is damaged in places; the objects that were there are fetched again");
-                    }
+                    damaged_places = damaged;
                 }
             }
             folder.remove_before(number).map_err(failed)?;
@@ -204,18 +203,24 @@ impl Index {
                 (first, log)
             }
         };
-        let due = if lossy { 0 } else { due_after(snapshot) };
+        let due = if damaged_places > 0 { 0 } else { due_after(snapshot) };
         #[cfg(test)]
         let crash: Arc<Crash> = Arc::default();
         #[cfg(test)]
         log.note(&crash);
         let state = State { folder, log, number, behind, snapshot, due, writing_snapshot: false };
         let index = Self {
+            damaged: damaged_places,
             state: Mutex::new(Some(state)),
             #[cfg(test)]
             crash,
         };
         Ok((index, datasets))
+    }
+
+    /// Places of the snapshot that could not be read when it was opened.
+    pub fn damaged_places(&self) -> usize {
+        self.damaged
     }
 
     /// Removes an index that can't be used.

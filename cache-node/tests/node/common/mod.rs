@@ -97,6 +97,7 @@ pub fn config(
         node: NodeConfig {
             cache_dir: folder.join("cache"),
             capacity_bytes: 4 << 30,
+            memory_tier: None,
             memory_bytes: DEFAULT_MEMORY_BYTES,
             listen,
             metrics: Some(SocketAddr::new(listen.ip(), 0)),

@@ -23,8 +23,15 @@ pub fn pod(runtime: &ValidRuntime, arguments: &Arguments) -> Value {
         host_folder("storage", &runtime.host_path),
         host_folder("run", run_dir),
     ];
-    let writable =
+    let mut writable =
         vec![json!({"name": "storage", "mountPath": runtime.host_path}), json!({"name": "run", "mountPath": run_dir})];
+    let mut prepare = vec![json!("/forebay-node"), json!("prepare"), json!("--cache-dir"), json!(cache_dir)];
+    prepare.extend([json!("--run-dir"), json!(run_dir)]);
+    if let (Some(tier), Some(config)) = (&runtime.memory_tier, runtime.memory_tier()) {
+        volumes.push(host_folder("memory", &tier.root));
+        writable.push(json!({"name": "memory", "mountPath": tier.root}));
+        prepare.extend([json!("--memory-dir"), json!(config.dir)]);
+    }
     let mut mounts = vec![json!({"name": "config", "mountPath": CONFIG_DIR, "readOnly": true})];
     mounts.extend(writable.clone());
     for (index, root) in arguments.file_source_root.iter().enumerate() {
@@ -55,8 +62,8 @@ pub fn pod(runtime: &ValidRuntime, arguments: &Arguments) -> Value {
             "name": "prepare",
             "image": arguments.node_image,
             "imagePullPolicy": arguments.image_pull_policy,
-            "command": ["/forebay-node", "prepare", "--cache-dir", cache_dir, "--run-dir", run_dir],
-            // Root only to make the two folders and give them to the cache node's user and group.
+            "command": prepare,
+            // Root only to make the folders and give them to the cache node's user and group.
             "securityContext": {
                 "runAsUser": 0, "runAsGroup": 0, "runAsNonRoot": false, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
                 "capabilities": {"drop": ["ALL"], "add": ["CHOWN", "DAC_OVERRIDE", "FOWNER"]},
@@ -101,7 +108,8 @@ const PROGRAM_BYTES: u64 = 64 << 20;
 const MARGIN_BYTES: u64 = 512 << 20;
 
 fn resources(runtime: &ValidRuntime) -> Value {
-    let bytes = |more: u64| runtime.memory_bytes.saturating_add(more).to_string();
+    let content = runtime.content_in_memory_bytes();
+    let bytes = |more: u64| runtime.memory_bytes.saturating_add(content).saturating_add(more).to_string();
     json!({"requests": {"cpu": "100m", "memory": bytes(PROGRAM_BYTES)}, "limits": {"memory": bytes(MARGIN_BYTES)}})
 }
 
@@ -159,5 +167,26 @@ mod tests {
         );
         runtime.spec.nodes = Some(serde_json::from_value(json!({"memory": "2Gi"})).unwrap());
         assert_eq!(resources(&runtime)["limits"]["memory"], (2560_u64 << 20).to_string());
+        let memory = serde_json::from_value(json!({"medium": "Memory", "capacity": "1Gi"})).unwrap();
+        runtime.spec.storage.insert(0, memory);
+        assert_eq!(resources(&runtime)["limits"]["memory"], (3584_u64 << 20).to_string());
+        assert_eq!(resources(&runtime)["requests"]["memory"], (3136_u64 << 20).to_string());
+    }
+
+    #[test]
+    fn a_memory_tier_is_mounted_and_made_beside_the_disks_folder() {
+        let mut runtime = runtime("/var/lib/forebay");
+        let memory = serde_json::from_value(json!({"medium": "Memory", "capacity": "1Gi"})).unwrap();
+        runtime.spec.storage.insert(0, memory);
+        let pod = pod(&check(&runtime).unwrap(), &arguments(&[]));
+        for container in ["initContainers", "containers"] {
+            let mounts = pod[container][0]["volumeMounts"].as_array().unwrap();
+            let found = mounts.iter().find(|mount| mount["name"] == "memory").unwrap();
+            assert_eq!(found["mountPath"], "/dev/shm/forebay");
+        }
+        let command = pod["initContainers"][0]["command"].as_array().unwrap();
+        assert_eq!(command[command.len() - 2..], [json!("--memory-dir"), json!("/dev/shm/forebay/forebay.pool")]);
+        let volumes = pod["volumes"].as_array().unwrap();
+        assert!(volumes.iter().any(|volume| volume["hostPath"]["path"] == "/dev/shm/forebay"));
     }
 }

@@ -42,6 +42,7 @@ pub fn config(
         node: NodeConfig {
             cache_dir: runtime.cache_dir(),
             capacity_bytes: runtime.capacity_bytes,
+            memory_tier: runtime.memory_tier(),
             memory_bytes: runtime.memory_bytes,
             listen: any(NODE_PORT),
             metrics: Some(any(HEALTH_PORT)),
