@@ -2,17 +2,18 @@
 //! and serves them. When the plugin goes away it serves on, and gives the next one the descriptor.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use forebay_catalog::ObjectTable;
+use forebay_catalog::{ObjectTable, TreeImage};
 use forebay_protocol::broker::{FromDaemon, FromPlugin, Hello, Mounted, Serving, from_daemon, from_plugin};
 use forebay_protocol::fdsocket::FdSocket;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
 
-use crate::{Registry, Server};
+use crate::{Registry, Server, Tree};
 
 /// First pause before connecting to the plugin again; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -45,6 +46,8 @@ enum ConnectionError {
     Protocol(&'static str),
     #[error("the table of catalog {catalog}: {source}")]
     Table { catalog: String, source: forebay_catalog::TableError },
+    #[error("the image of catalog {catalog}: {source}")]
+    Image { catalog: String, source: forebay_catalog::ImageError },
 }
 
 /// Serves what the plugin at the socket `broker` gives, until `shutdown` resolves; then finishes what is under way. The mounts stay.
@@ -117,7 +120,7 @@ impl Daemon {
                     if let Some(named) = &mut named {
                         named.insert((mounted.dataset_uid.clone(), mounted.catalog_id.clone()));
                     }
-                    self.mounted(&mounted, fds.pop())?;
+                    self.mounted(&mounted, fds)?;
                 }
                 Some(from_plugin::Message::Unmounted(unmounted)) => {
                     self.registry.unmount(&unmounted.dataset_uid, &unmounted.catalog_id);
@@ -144,12 +147,15 @@ impl Daemon {
         Ok(())
     }
 
-    fn mounted(&self, mounted: &Mounted, table: Option<OwnedFd>) -> Result<(), ConnectionError> {
-        let table = table.ok_or(ConnectionError::Protocol("named a catalog without its table"))?;
-        let table = ObjectTable::from_file(&table.into())
+    fn mounted(&self, mounted: &Mounted, fds: Vec<OwnedFd>) -> Result<(), ConnectionError> {
+        let mut fds = fds.into_iter().map(File::from);
+        let table = fds.next().ok_or(ConnectionError::Protocol("named a catalog without its table"))?;
+        let table = ObjectTable::from_file(&table)
             .map_err(|source| ConnectionError::Table { catalog: mounted.catalog_id.clone(), source })?;
-        self.registry.mount(&mounted.dataset_uid, &mounted.catalog_id, table, Path::new(&mounted.node_socket));
-        tracing::info!(dataset = mounted.dataset_uid, catalog = mounted.catalog_id, "serving the objects of a catalog");
+        let tree = mounted.tree.as_ref().map(|tree| open_tree(tree, &mounted.catalog_id, fds.next())).transpose()?;
+        let (dataset, catalog, shows_tree) = (&mounted.dataset_uid, &mounted.catalog_id, tree.is_some());
+        self.registry.mount(dataset, catalog, table, tree, Path::new(&mounted.node_socket));
+        tracing::info!(dataset, catalog, tree = shows_tree, "serving the objects of a catalog");
         Ok(())
     }
 
@@ -165,6 +171,18 @@ impl Daemon {
             }
         }
     }
+}
+
+fn open_tree(
+    tree: &forebay_protocol::broker::Tree,
+    catalog_id: &str,
+    image: Option<File>,
+) -> Result<Tree, ConnectionError> {
+    let image = image.ok_or(ConnectionError::Protocol("named a tree without its image"))?;
+    let slot = u16::try_from(tree.slot).map_err(|_| ConnectionError::Protocol("gave a tree a slot that is none"))?;
+    let image = TreeImage::from_file(&image)
+        .map_err(|source| ConnectionError::Image { catalog: catalog_id.to_owned(), source })?;
+    Ok(Tree::new(slot, catalog_id, image, tree.files, tree.bytes))
 }
 
 /// Resolves when the value has been true for `time` without a break.

@@ -13,14 +13,16 @@ use nix::errno::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::abi::{
-    Attr, AttrOut, Dirent, EntryOut, InHeader, OpenOut, ROOT_ID, ReadIn, ReleaseIn, StatfsOut, fopen, op,
+    Attr, AttrOut, EntryOut, InHeader, OpenOut, ROOT_ID, ReadIn, ReleaseIn, StatfsOut, fopen, op,
 };
 use crate::backing::Bytes;
 use crate::lease::{OpenObject, ReadError};
+use crate::listing::Listing;
 use crate::registry::{Found, NotFound, Registry};
+use crate::tree;
 
 /// How long the kernel may keep names and attributes: objects never change, and a longer time would change nothing.
-const TIMEOUT_SECONDS: u64 = 3600;
+pub(crate) const TIMEOUT_SECONDS: u64 = 3600;
 
 /// Node id of folder `00`; those of `01` to `ff` follow.
 const FIRST_FOLDER: u64 = 2;
@@ -76,6 +78,9 @@ impl Objects {
 
     /// Answers one request. `answer` holds at least [`crate::session::ANSWER_BYTES`].
     pub fn handle(&self, header: &InHeader, body: &[u8], answer: &mut [u8]) -> Outcome {
+        if let Some(result) = tree::handle(&self.registry, header, body, answer) {
+            return result.unwrap_or_else(Outcome::Error);
+        }
         let result = match header.opcode {
             op::LOOKUP => self.lookup(header.nodeid, body).map(|entry| put(&entry, answer)),
             op::GETATTR => self.attributes(header.nodeid).map(|attr| {
@@ -89,7 +94,12 @@ impl Objects {
                 let flags = fopen::KEEP_CACHE | fopen::CACHE_DIR;
                 Ok(put(&OpenOut { open_flags: flags, ..OpenOut::default() }, answer))
             }
-            op::READDIR => read_folder(header.nodeid, body, answer).map(Outcome::Reply),
+            op::READDIR | op::READDIRPLUS => {
+                read_folder(header.nodeid, body, header.opcode == op::READDIRPLUS, answer).map(Outcome::Reply)
+            }
+            // Not ENOSYS, which the kernel would take to hold for the trees too.
+            op::GETXATTR => Err(Errno::EOPNOTSUPP),
+            op::LISTXATTR => tree::no_xattrs(body, answer),
             op::STATFS => {
                 Ok(put(&StatfsOut { bsize: 4096, frsize: 4096, namelen: 255, ..StatfsOut::default() }, answer))
             }
@@ -108,7 +118,7 @@ impl Objects {
             | op::CREATE
             | op::TMPFILE
             | op::FALLOCATE => Err(Errno::EROFS),
-            // The kernel remembers ENOSYS and does not ask again: GETXATTR, LISTXATTR, LSEEK (the file is all data), POLL, ...
+            // The kernel remembers ENOSYS and does not ask again: LSEEK (the file is all data), POLL, ...
             _ => Err(Errno::ENOSYS),
         };
         result.unwrap_or_else(Outcome::Error)
@@ -147,14 +157,17 @@ impl Objects {
         }
     }
 
-    /// The object with this node id. It was there when the kernel looked it up, so its catalog has been unmounted since.
+    /// The object with this node id. It was there when the kernel looked it up, so if not, its catalog has been unmounted since.
     fn find(&self, node_id: u64) -> Result<Found, Errno> {
+        if tree::owns(node_id) {
+            return tree::find(&self.registry, node_id);
+        }
         self.registry.find_by_node_id(node_id).ok_or(Errno::ESTALE)
     }
 
     /// Waits for nothing: the lease is taken at the first read, of which there is none if the kernel still has the pages.
     fn open(&self, node_id: u64, answer: &mut [u8]) -> Result<Outcome, Errno> {
-        if node_id < FIRST_OBJECT {
+        if node_id < FIRST_OBJECT && !tree::owns(node_id) {
             return Err(Errno::EISDIR);
         }
         self.object(node_id, 1)?;
@@ -225,7 +238,7 @@ fn log_failure(found: &Found, error: &ReadError) -> Errno {
     errno
 }
 
-fn put<T: IntoBytes + Immutable + KnownLayout>(value: &T, answer: &mut [u8]) -> Outcome {
+pub(crate) fn put<T: IntoBytes + Immutable + KnownLayout>(value: &T, answer: &mut [u8]) -> Outcome {
     let bytes = value.as_bytes();
     match answer.get_mut(..bytes.len()) {
         Some(space) => {
@@ -272,28 +285,24 @@ fn folder_of_name(name: &[u8]) -> Option<u64> {
 }
 
 /// The root lists its folders; the folders list nothing, because objects are only ever asked for by name.
-fn read_folder(node_id: u64, body: &[u8], answer: &mut [u8]) -> Result<usize, Errno> {
-    let (request, _) = ReadIn::read_from_prefix(body).map_err(|_| Errno::EINVAL)?;
+fn read_folder(node_id: u64, body: &[u8], plus: bool, answer: &mut [u8]) -> Result<usize, Errno> {
+    let mut listing = Listing::new(body, plus, answer)?;
     let dots = [(node_id, b".".to_vec()), (ROOT_ID, b"..".to_vec())];
     let folders = (FIRST_FOLDER..AFTER_LAST_FOLDER).map(|folder| (folder, folder_name(folder).to_vec()));
     let names = dots.into_iter().chain(folders.filter(|_| node_id == ROOT_ID));
-    let (mut used, space) = (0, (request.size as usize).min(answer.len()));
-    for (index, (ino, name)) in names.enumerate().skip(request.offset as usize) {
-        let entry = Dirent { ino, off: index as u64 + 1, namelen: name.len() as u32, r#type: libc::DT_DIR.into() };
-        let length = (size_of::<Dirent>() + name.len()).next_multiple_of(8);
-        let Some(place) = answer.get_mut(used..used + length).filter(|_| used + length <= space) else { break };
-        place.fill(0);
-        let (head, tail) = place.split_at_mut(size_of::<Dirent>());
-        head.copy_from_slice(entry.as_bytes());
-        tail[..name.len()].copy_from_slice(&name);
-        used += length;
+    for (index, (ino, name)) in names.enumerate().skip(listing.offset as usize) {
+        // Without attributes: whoever wants one asks by name.
+        if !listing.push(ino, libc::DT_DIR, &name, index as u64 + 1, &EntryOut::default()) {
+            break;
+        }
     }
-    Ok(used)
+    Ok(listing.bytes())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::abi::Dirent;
 
     #[test]
     fn folders_have_node_ids_2_to_257() {
@@ -312,7 +321,7 @@ mod tests {
         let (mut offset, mut names) = (0, Vec::new());
         loop {
             let request = ReadIn { fh: 0, offset, size: 100, read_flags: 0, lock_owner: 0, flags: 0, padding: 0 };
-            let length = read_folder(ROOT_ID, request.as_bytes(), &mut answer).unwrap();
+            let length = read_folder(ROOT_ID, request.as_bytes(), false, &mut answer).unwrap();
             if length == 0 {
                 break;
             }
