@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use forebay_protocol::broker::{
-    FromDaemon, FromPlugin, Hello, Mounted, Serve, Stop, Unmounted, from_daemon, from_plugin,
+    FromDaemon, FromPlugin, Hello, Mounted, Serve, Stop, Tree, Unmounted, from_daemon, from_plugin,
 };
 use forebay_protocol::fdsocket::{FdListener, FdSocket};
 use rustix::fs::FileType;
@@ -74,6 +74,7 @@ enum Session {
 struct Catalog {
     table: Arc<OwnedFd>,
     node_socket: PathBuf,
+    tree: Option<(Tree, Arc<OwnedFd>)>,
 }
 
 /// A connected daemon.
@@ -85,8 +86,8 @@ struct Daemon {
     serving: Option<String>,
 }
 
-/// A message and the descriptor that goes with it.
-type Outgoing = (from_plugin::Message, Option<Arc<OwnedFd>>);
+/// A message and the descriptors that go with it.
+type Outgoing = (from_plugin::Message, Vec<Arc<OwnedFd>>);
 
 /// Why nobody serves the session.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -118,14 +119,14 @@ impl Broker {
         let mut state = self.state();
         let fd = Arc::new(fd);
         state.session = Session::Held(session.to_owned(), Arc::clone(&fd));
-        state.tell_all(&from_plugin::Message::Serve(Serve { session: session.to_owned() }), Some(&fd));
+        state.tell_all(&from_plugin::Message::Serve(Serve { session: session.to_owned() }), &[fd]);
     }
 
     /// Lets go of the session, whose mount is gone.
     pub fn drop_session(&self) {
         let mut state = self.state();
         if let Some(session) = std::mem::take(&mut state.session).name() {
-            state.tell_all(&from_plugin::Message::Stop(Stop { session: session.to_owned() }), None);
+            state.tell_all(&from_plugin::Message::Stop(Stop { session: session.to_owned() }), &[]);
         }
     }
 
@@ -137,21 +138,30 @@ impl Broker {
         }
     }
 
-    /// From now on the daemon serves the objects of this catalog.
-    pub fn mounted(&self, dataset_uid: &str, catalog_id: &str, table: OwnedFd, node_socket: &Path) {
-        let catalog = Catalog { table: Arc::new(table), node_socket: node_socket.to_owned() };
+    /// From now on the daemon serves the objects of this catalog; with a tree and the image that describes it, that too.
+    pub fn mounted(
+        &self,
+        dataset_uid: &str,
+        catalog_id: &str,
+        table: OwnedFd,
+        tree: Option<(Tree, OwnedFd)>,
+        node_socket: &Path,
+    ) {
+        let tree = tree.map(|(tree, image)| (tree, Arc::new(image)));
+        let catalog = Catalog { table: Arc::new(table), node_socket: node_socket.to_owned(), tree };
         let mut state = self.state();
-        let (message, table) = mounted_message(dataset_uid, catalog_id, &catalog);
-        state.tell_all(&message, Some(&table));
+        let (message, fds) = mounted_message(dataset_uid, catalog_id, &catalog);
+        state.tell_all(&message, &fds);
         state.catalogs.insert((dataset_uid.to_owned(), catalog_id.to_owned()), catalog);
     }
 
-    /// And from now on not any more.
-    pub fn unmounted(&self, dataset_uid: &str, catalog_id: &str) {
+    /// From now on the daemon serves no catalog for which `keep`, asked with Dataset UID and catalog id, says no.
+    pub fn retain(&self, keep: impl Fn(&str, &str) -> bool) {
         let mut state = self.state();
-        if state.catalogs.remove(&(dataset_uid.to_owned(), catalog_id.to_owned())).is_some() {
-            let message = Unmounted { dataset_uid: dataset_uid.to_owned(), catalog_id: catalog_id.to_owned() };
-            state.tell_all(&from_plugin::Message::Unmounted(message), None);
+        let unmounted: Vec<_> =
+            state.catalogs.extract_if(.., |(dataset_uid, catalog_id), _| !keep(dataset_uid, catalog_id)).collect();
+        for ((dataset_uid, catalog_id), _) in unmounted {
+            state.tell_all(&from_plugin::Message::Unmounted(Unmounted { dataset_uid, catalog_id }), &[]);
         }
     }
 
@@ -182,10 +192,10 @@ impl Session {
 }
 
 impl State {
-    fn tell_all(&self, message: &from_plugin::Message, fd: Option<&Arc<OwnedFd>>) {
+    fn tell_all(&self, message: &from_plugin::Message, fds: &[Arc<OwnedFd>]) {
         for daemon in &self.daemons {
             // One that is going away is told when it comes back.
-            let _ = daemon.outbox.send((message.clone(), fd.cloned()));
+            let _ = daemon.outbox.send((message.clone(), fds.to_vec()));
         }
     }
 
@@ -211,17 +221,14 @@ impl State {
         let mut messages: Vec<_> = self
             .catalogs
             .iter()
-            .map(|((dataset_uid, catalog_id), catalog)| {
-                let (message, table) = mounted_message(dataset_uid, catalog_id, catalog);
-                (message, Some(table))
-            })
+            .map(|((dataset_uid, catalog_id), catalog)| mounted_message(dataset_uid, catalog_id, catalog))
             .collect();
         if brings.is_some() && brings != self.session.name() {
-            messages.push((from_plugin::Message::Stop(Stop { session: hello.session.clone() }), None));
+            messages.push((from_plugin::Message::Stop(Stop { session: hello.session.clone() }), Vec::new()));
         }
         if let Session::Held(name, fd) = &self.session {
             let fd = (brings != Some(name)).then(|| Arc::clone(fd));
-            messages.push((from_plugin::Message::Serve(Serve { session: name.clone() }), fd));
+            messages.push((from_plugin::Message::Serve(Serve { session: name.clone() }), fd.into_iter().collect()));
         }
         messages
     }
@@ -254,8 +261,8 @@ impl Shared {
         loop {
             tokio::select! {
                 outgoing = inbox.recv() => {
-                    let Some((message, fd)) = outgoing else { return Ok(()) };
-                    let fds: Vec<_> = fd.iter().map(|fd| fd.as_fd()).collect();
+                    let Some((message, fds)) = outgoing else { return Ok(()) };
+                    let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
                     socket.send(&FromPlugin { message: Some(message) }, &fds).await?;
                 }
                 incoming = socket.receive::<FromDaemon>() => {
@@ -336,13 +343,15 @@ async fn accept(listener: FdListener, shared: Arc<Shared>) {
     }
 }
 
-fn mounted_message(dataset_uid: &str, catalog_id: &str, catalog: &Catalog) -> (from_plugin::Message, Arc<OwnedFd>) {
+fn mounted_message(dataset_uid: &str, catalog_id: &str, catalog: &Catalog) -> Outgoing {
     let message = Mounted {
         dataset_uid: dataset_uid.to_owned(),
         catalog_id: catalog_id.to_owned(),
         node_socket: catalog.node_socket.display().to_string(),
+        tree: catalog.tree.as_ref().map(|(tree, _)| *tree),
     };
-    (from_plugin::Message::Mounted(message), Arc::clone(&catalog.table))
+    let fds = [&catalog.table].into_iter().chain(catalog.tree.iter().map(|(_, image)| image)).cloned().collect();
+    (from_plugin::Message::Mounted(message), fds)
 }
 
 /// Whether the daemon has not given us something else.

@@ -17,6 +17,7 @@ use crate::authority;
 use crate::broker::Broker;
 use crate::datasets::Datasets;
 use crate::identity_service::IdentityService;
+use crate::mount::mode::Wanted;
 use crate::node::{Node, NodeError};
 use crate::node_service::NodeService;
 use crate::paths::Paths;
@@ -45,6 +46,9 @@ pub struct Arguments {
     /// The user as which forebay-fuse runs; nobody else is given the mounts
     #[arg(long, default_value_t = FUSE_UID)]
     pub daemon_uid: u32,
+    /// How volumes are mounted
+    #[arg(long, value_enum, default_value_t)]
+    pub mount_mode: Wanted,
     /// A JSON list of Datasets and CacheRuntimes, instead of the API server
     #[arg(long)]
     pub objects: Option<PathBuf>,
@@ -74,8 +78,9 @@ pub enum ServerError {
 
 /// Runs until `shutdown` resolves. The mounts stay.
 pub async fn run(arguments: Arguments, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
-    for missing in crate::mount::kernel::missing_features() {
-        tracing::error!(%missing, "volumes can't be mounted on this node");
+    match arguments.mount_mode.choose() {
+        Ok(chosen) => tracing::info!(mode = %chosen.mode, reason = chosen.reason, "how volumes are mounted"),
+        Err(missing) => tracing::error!(%missing, "volumes can't be mounted on this node"),
     }
     let paths =
         Paths { kubelet_dir: arguments.kubelet_dir, run_dir: arguments.run_dir, cache_roots: arguments.cache_roots };
@@ -86,7 +91,7 @@ pub async fn run(arguments: Arguments, shutdown: impl Future<Output = ()>) -> Re
     let broker_socket = paths.broker_socket();
     let broker = Broker::listen(&broker_socket, Some(FOREBAY_GID), arguments.daemon_uid).await;
     let broker = broker.map_err(|source| ServerError::Listen { path: broker_socket, source })?;
-    let node = Node::start(&arguments.node_name, paths.clone(), datasets, broker.clone()).await?;
+    let node = Node::start(&arguments.node_name, paths.clone(), datasets, broker.clone(), arguments.mount_mode).await?;
 
     let (stop, stopped) = watch::channel(());
     let wait = |mut stopped: watch::Receiver<()>| async move {

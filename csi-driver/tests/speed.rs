@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use forebay_csi::mount::mode::Wanted;
 use support::can_mount;
 use support::plugin::{World, run_daemon};
 
@@ -121,7 +122,7 @@ async fn figures() {
     let names: Vec<_> = (0..SMALL).map(|number| format!("small/{number}")).collect();
     let mut files: Vec<(&str, u64)> = vec![("large", SIZE)];
     files.extend(names.iter().map(|name| (name.as_str(), 65536)));
-    let mut world = World::new(&[&files, &files]).await;
+    let mut world = World::new(Wanted::Kernel, &[&files, &files]).await;
     // The second dataset's objects have the same ids, as they have the same source: only the first to complete them.
     let native = world.scratch.folder("native");
     std::fs::create_dir_all(native.join("small")).unwrap();

@@ -46,8 +46,6 @@ enum ConnectionError {
     Protocol(&'static str),
     #[error("the table of catalog {catalog}: {source}")]
     Table { catalog: String, source: forebay_catalog::TableError },
-    #[error("the image of catalog {catalog}: {source}")]
-    Image { catalog: String, source: forebay_catalog::ImageError },
 }
 
 /// Serves what the plugin at the socket `broker` gives, until `shutdown` resolves; then finishes what is under way. The mounts stay.
@@ -152,7 +150,10 @@ impl Daemon {
         let table = fds.next().ok_or(ConnectionError::Protocol("named a catalog without its table"))?;
         let table = ObjectTable::from_file(&table)
             .map_err(|source| ConnectionError::Table { catalog: mounted.catalog_id.clone(), source })?;
-        let tree = mounted.tree.as_ref().map(|tree| open_tree(tree, &mounted.catalog_id, fds.next())).transpose()?;
+        let tree = match &mounted.tree {
+            Some(tree) => open_tree(tree, &mounted.catalog_id, fds.next())?,
+            None => None,
+        };
         let (dataset, catalog, shows_tree) = (&mounted.dataset_uid, &mounted.catalog_id, tree.is_some());
         self.registry.mount(dataset, catalog, table, tree, Path::new(&mounted.node_socket));
         tracing::info!(dataset, catalog, tree = shows_tree, "serving the objects of a catalog");
@@ -173,16 +174,22 @@ impl Daemon {
     }
 }
 
+/// None if the image is none.
 fn open_tree(
     tree: &forebay_protocol::broker::Tree,
     catalog_id: &str,
     image: Option<File>,
-) -> Result<Tree, ConnectionError> {
+) -> Result<Option<Tree>, ConnectionError> {
     let image = image.ok_or(ConnectionError::Protocol("named a tree without its image"))?;
     let slot = u16::try_from(tree.slot).map_err(|_| ConnectionError::Protocol("gave a tree a slot that is none"))?;
-    let image = TreeImage::from_file(&image)
-        .map_err(|source| ConnectionError::Image { catalog: catalog_id.to_owned(), source })?;
-    Ok(Tree::new(slot, catalog_id, image, tree.files, tree.bytes))
+    match TreeImage::from_file(&image) {
+        Ok(image) => Ok(Some(Tree::new(slot, catalog_id, image, tree.files, tree.bytes))),
+        // The others are served all the same.
+        Err(error) => {
+            tracing::error!(catalog = catalog_id, %error, "the tree of a catalog can't be served");
+            Ok(None)
+        }
+    }
 }
 
 /// Resolves when the value has been true for `time` without a break.
