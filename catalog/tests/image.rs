@@ -125,7 +125,8 @@ impl<'a> Model<'a> {
             let node = image.node(find(folder)).unwrap();
             let children = self.children(folder);
             let entries: Vec<_> = image.entries(&node, 0).map(Result::unwrap).collect();
-            let listed: Vec<_> = entries.iter().map(|entry| entry.name).filter(|name| !matches!(*name, b"." | b"..")).collect();
+            let listed: Vec<_> =
+                entries.iter().map(|entry| entry.name).filter(|name| !matches!(*name, b"." | b"..")).collect();
             assert_eq!(listed, children.keys().map(Vec::as_slice).collect::<Vec<_>>());
             assert_eq!(entries.len(), listed.len() + 2);
             for (index, entry) in entries.iter().enumerate() {
@@ -151,7 +152,8 @@ impl<'a> Model<'a> {
             assert_eq!((node.size, node.nlink, node.mtime), (item.size, 1, item.mtime));
             let id = ObjectId::new(&source.identity, &item.key, &item.etag, item.size);
             assert_eq!(image.object(&node), Ok((item.size > 0).then_some(id)));
-            let xattrs: Vec<_> = image.user_xattrs(&node).map(Result::unwrap).map(|it| (it.name, it.value.to_vec())).collect();
+            let xattrs: Vec<_> =
+                image.user_xattrs(&node).map(Result::unwrap).map(|it| (it.name, it.value.to_vec())).collect();
             let mut expected = vec![(&b"forebay.source"[..], source.object_url(&item.key))];
             if !item.etag.is_empty() {
                 expected.push((b"forebay.etag", item.etag.clone().into_bytes()));

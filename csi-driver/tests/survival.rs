@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use forebay_csi::mount::mode::Wanted;
 use forebay_protocol::fdsocket::FdSocket;
-use support::plugin::{Daemon, World, run_daemon};
 use support::Dataset;
+use support::plugin::{Daemon, World, run_daemon};
 
 in_both_modes! {
     no_read_fails_when_an_unprivileged_daemon_is_killed_twenty_times

@@ -12,9 +12,7 @@ use forebay_catalog::ObjectId;
 use nix::errno::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::abi::{
-    Attr, AttrOut, EntryOut, InHeader, OpenOut, ROOT_ID, ReadIn, ReleaseIn, StatfsOut, fopen, op,
-};
+use crate::abi::{Attr, AttrOut, EntryOut, InHeader, OpenOut, ROOT_ID, ReadIn, ReleaseIn, StatfsOut, fopen, op};
 use crate::backing::Bytes;
 use crate::lease::{OpenObject, ReadError};
 use crate::listing::Listing;

@@ -55,9 +55,11 @@ fn data_only_layers(version: kernel::Version) -> Finding {
 fn filesystem(name: &'static str) -> Finding {
     match kernel::missing_filesystem(name) {
         None => Finding::ok(name, "the kernel has it"),
-        Some(_) if name == "fuse" => {
-            Finding::missing(name, "the kernel has no such file system", "`modprobe fuse`, or a kernel with CONFIG_FUSE_FS")
-        }
+        Some(_) if name == "fuse" => Finding::missing(
+            name,
+            "the kernel has no such file system",
+            "`modprobe fuse`, or a kernel with CONFIG_FUSE_FS",
+        ),
         Some(_) => {
             let next = format!("`modprobe {name}`; without it the mount mode is Fuse");
             Finding::note(name, "the kernel has no such file system", next)
@@ -110,7 +112,9 @@ fn passthrough(agreed: &anyhow::Result<Agreed>) -> Finding {
             let says = "FUSE has it not: in mode Fuse the daemon copies every byte that is read";
             Finding::note(ABOUT, says, "use a kernel with CONFIG_FUSE_PASSTHROUGH (Linux 6.9 or newer)")
         }
-        Err(error) => Finding::missing(ABOUT, format!("a FUSE mount fails: {error:#}"), "see the lines above, and `dmesg`"),
+        Err(error) => {
+            Finding::missing(ABOUT, format!("a FUSE mount fails: {error:#}"), "see the lines above, and `dmesg`")
+        }
     }
 }
 

@@ -58,7 +58,11 @@ fn examine_mount(mount: mountinfo::Mount, programs: &BTreeMap<String, usize>) ->
         Finding::ok(ABOUT, format!("{at}, mode {mode}"))
     } else {
         let says = format!("{at}, mode {mode}, whose forebay-fuse does not run here");
-        Finding::missing(ABOUT, says, "`kubectl -n forebay get pods -o wide`; in a container run this in the host's PID namespace")
+        Finding::missing(
+            ABOUT,
+            says,
+            "`kubectl -n forebay get pods -o wide`; in a container run this in the host's PID namespace",
+        )
     })
 }
 

@@ -26,14 +26,12 @@ pub struct Mode(pub &'static str);
 /// `forebay mount` with what all mounts need.
 pub fn mount(mode: Mode, manifest: &Path, directory: &Path, cache: &Path) -> Command {
     let mut command = forebay();
-    command
-        .arg("mount")
-        .arg("-f")
-        .arg(manifest)
-        .arg(directory)
-        .arg("--cache-dir")
-        .arg(cache)
-        .args(["--capacity", "2Gi", "--mount-mode", mode.0]);
+    command.arg("mount").arg("-f").arg(manifest).arg(directory).arg("--cache-dir").arg(cache).args([
+        "--capacity",
+        "2Gi",
+        "--mount-mode",
+        mode.0,
+    ]);
     command
 }
 

@@ -64,7 +64,11 @@ impl Wanted {
         }
     }
 
-    fn choose_of(self, for_kernel: Vec<MissingFeature>, for_fuse: Vec<MissingFeature>) -> Result<Chosen, MissingFeature> {
+    fn choose_of(
+        self,
+        for_kernel: Vec<MissingFeature>,
+        for_fuse: Vec<MissingFeature>,
+    ) -> Result<Chosen, MissingFeature> {
         let first = |missing: Vec<MissingFeature>| missing.into_iter().next();
         if self == Self::Kernel
             && let Some(missing) = first(for_kernel.clone())

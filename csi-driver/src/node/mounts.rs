@@ -86,8 +86,9 @@ impl Shared {
             return Ok(slot);
         }
         let mut record = self.session_record()?.unwrap_or_default();
-        let slot = free_slot(&volumes, record.next_slot)
-            .ok_or_else(|| NodeError::NotYet("65,536 catalogs are mounted on this node, which are all it can".into()))?;
+        let slot = free_slot(&volumes, record.next_slot).ok_or_else(|| {
+            NodeError::NotYet("65,536 catalogs are mounted on this node, which are all it can".into())
+        })?;
         record.next_slot = slot.wrapping_add(1);
         write_json(&self.paths.session(), &record).map_err(file_error("writing", &self.paths.session()))?;
         Ok(slot)

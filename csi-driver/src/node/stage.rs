@@ -45,9 +45,9 @@ impl Shared {
             shown: match mode {
                 Mode::Kernel => Shown::Overlay,
                 // If it is shown somewhere already, there.
-                Mode::Fuse => Shown::Tree {
-                    slot: slot_of(&self.all_volumes()?, &target.dataset_uid, &target.catalog_id),
-                },
+                Mode::Fuse => {
+                    Shown::Tree { slot: slot_of(&self.all_volumes()?, &target.dataset_uid, &target.catalog_id) }
+                }
             },
             staging_path: staging_path.to_owned(),
             cache_root: target.cache_root.clone(),

@@ -22,10 +22,8 @@ pub struct NodeId {
 impl NodeId {
     /// The node of a tree with this node id; none if it is of something else.
     pub fn of(node_id: u64) -> Option<Self> {
-        (node_id >> 62 == TREE).then_some(Self {
-            slot: (node_id >> NID_BITS) as u16,
-            nid: node_id & ((1 << NID_BITS) - 1),
-        })
+        (node_id >> 62 == TREE)
+            .then_some(Self { slot: (node_id >> NID_BITS) as u16, nid: node_id & ((1 << NID_BITS) - 1) })
     }
 
     /// Its node id.

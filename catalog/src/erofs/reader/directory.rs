@@ -157,7 +157,8 @@ impl<'a> Block<'a> {
             let rest = self.bytes.get(start..);
             rest.map(|rest| rest.split(|byte| *byte == 0).next().unwrap_or_default())
         };
-        let good = |name: &&[u8]| (1..=MAX_NAME_BYTES).contains(&name.len()) && !name.contains(&b'/') && !name.contains(&0);
+        let good =
+            |name: &&[u8]| (1..=MAX_NAME_BYTES).contains(&name.len()) && !name.contains(&b'/') && !name.contains(&0);
         let name = name.filter(good).ok_or(self.folder.damaged("an entry has no name"))?;
         Ok((name, dirent))
     }

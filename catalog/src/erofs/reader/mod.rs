@@ -37,7 +37,9 @@ pub enum ImageError {
 
 /// A place in the image that makes no sense: what is there can't be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the catalog image is damaged at inode {nid}: {what}; remove the catalog's folder from the cache, it is made anew")]
+#[error(
+    "the catalog image is damaged at inode {nid}: {what}; remove the catalog's folder from the cache, it is made anew"
+)]
 pub struct Damaged {
     /// The inode that was being read.
     pub nid: u64,

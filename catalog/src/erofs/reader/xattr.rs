@@ -33,7 +33,8 @@ impl TreeImage {
             if (entry.index, entry.name) == (INDEX_TRUSTED, REDIRECT) {
                 // `/ab/cdef...`
                 let path = entry.value.strip_prefix(b"/").and_then(|path| path.split_at_checked(2));
-                let id = path.and_then(|(folder, name)| ObjectId::from_folder_and_name(folder, name.strip_prefix(b"/")?));
+                let id =
+                    path.and_then(|(folder, name)| ObjectId::from_folder_and_name(folder, name.strip_prefix(b"/")?));
                 return id.map(Some).ok_or(file.damaged("its object is none"));
             }
         }
