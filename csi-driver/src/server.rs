@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use forebay_protocol::csi::{identity_server::IdentityServer, node_server::NodeServer};
 use forebay_protocol::layout::{FOREBAY_GID, FUSE_UID, RUN_DIR};
+use forebay_protocol::node::MountMode;
 use forebay_protocol::registration::registration_server::RegistrationServer;
 use futures::TryStreamExt as _;
 use tokio::net::UnixListener;
@@ -78,10 +79,7 @@ pub enum ServerError {
 
 /// Runs until `shutdown` resolves. The mounts stay.
 pub async fn run(arguments: Arguments, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
-    match arguments.mount_mode.choose() {
-        Ok(chosen) => tracing::info!(mode = %chosen.mode, reason = chosen.reason, "how volumes are mounted"),
-        Err(missing) => tracing::error!(%missing, "volumes can't be mounted on this node"),
-    }
+    tell_mode(arguments.mount_mode, &arguments.run_dir);
     let paths =
         Paths { kubelet_dir: arguments.kubelet_dir, run_dir: arguments.run_dir, cache_roots: arguments.cache_roots };
     let datasets = match arguments.objects {
@@ -123,6 +121,23 @@ pub async fn run(arguments: Arguments, shutdown: impl Future<Output = ()>) -> Re
     // So that the kubelet does not ask a plugin that is gone.
     let _ = std::fs::remove_file(paths.registration_socket());
     Ok(())
+}
+
+/// Tells how volumes are mounted, and why: in the log, and to the cache nodes of this machine, in whose status it shows.
+fn tell_mode(wanted: Wanted, run_dir: &Path) {
+    let mode = match wanted.choose() {
+        Ok(chosen) => {
+            tracing::info!(mode = %chosen.mode, reason = chosen.reason, "how volumes are mounted");
+            MountMode { mode: chosen.mode.to_string(), reason: chosen.reason }
+        }
+        Err(missing) => {
+            tracing::error!(%missing, "volumes can't be mounted on this node");
+            MountMode { mode: "None".to_owned(), reason: missing.to_string() }
+        }
+    };
+    if let Err(error) = forebay_protocol::mount_mode::write(run_dir, &mode) {
+        tracing::warn!(folder = %run_dir.display(), %error, "the cache nodes of this machine can't be told the mount mode");
+    }
 }
 
 /// Listens at a path that only root may connect to; replaces what a predecessor left there.

@@ -6,6 +6,7 @@ pub mod end;
 pub mod fdsocket;
 pub mod layout;
 pub mod log;
+pub mod mount_mode;
 pub mod tls;
 pub mod transfer;
 

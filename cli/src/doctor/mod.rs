@@ -9,7 +9,7 @@ mod mounts;
 use std::process::ExitCode;
 
 use crate::args::DoctorArgs;
-use finding::{Finding, Level};
+use finding::Level;
 
 /// Runs the command. Exit status 1 when something keeps Datasets from being mounted or read.
 pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {

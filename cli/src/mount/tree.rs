@@ -13,7 +13,7 @@ use forebay_csi::mount::{self, open_beneath};
 use forebay_fuse::{Registry, Server, tree_folder};
 use forebay_protocol::layout::{CATALOG_IMAGE, CATALOG_TABLE, CacheLayout};
 use forebay_protocol::node::CatalogInfo;
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, OFlags, openat};
 use rustix::mount::UnmountFlags;
 
 use super::cache::CacheFolder;
@@ -145,7 +145,7 @@ fn mount_overlay(cache: &Path, image: &Path, points: Points, target: &Path) -> a
 
 fn open_folder(path: &Path) -> anyhow::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    openat(CWD, path, flags, Mode::empty()).with_context(|| format!("opening {}", path.display()))
+    openat(CWD, path, flags, rustix::fs::Mode::empty()).with_context(|| format!("opening {}", path.display()))
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> anyhow::Result<T> + Send + 'static) -> anyhow::Result<T> {
