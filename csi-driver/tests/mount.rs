@@ -39,7 +39,7 @@ async fn mounted(files: &[(&str, u64)]) -> Mounted {
     let registry = Registry::new();
     let table = forebay_catalog::ObjectTable::open(&dataset.folder().join("objects.table")).unwrap();
     registry.mount(&dataset.uid, &dataset.catalog_id, table, &socket);
-    let server = Server::start(object_fuse.session, registry).unwrap();
+    let server = Server::start(Arc::new(object_fuse.session), registry, None).unwrap();
     let file = mount::open_beneath(scratch.path(), &dataset.folder().join("image.erofs"), OFlags::RDONLY).unwrap();
     mount::erofs::mount(file, &image).unwrap();
     let (tree_, image_, rest_, objects) = (tree.clone(), image.clone(), rest.clone(), dataset.cache.objects());

@@ -11,11 +11,13 @@ pub mod handshake;
 mod lease;
 mod node_client;
 pub mod objects;
+pub mod passthrough;
 mod ranges;
 mod registry;
 pub mod session;
 pub mod supervise;
 mod wake;
 
+pub use passthrough::Passthrough;
 pub use registry::{Found, MountedCatalog, NotFound, Registry};
 pub use session::Server;

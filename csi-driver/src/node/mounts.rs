@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_catalog::{CATALOG_IMAGE, CATALOG_TABLE};
+use forebay_fuse::handshake::Agreed;
+use forebay_fuse::passthrough::OpenTable;
 use forebay_protocol::layout::CacheLayout;
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
@@ -80,7 +82,7 @@ impl Shared {
         let record = SessionRecord { session: session.clone(), device: mounted.device };
         write_json(&self.paths.session(), &record).map_err(file_error("writing", &self.paths.session()))?;
         tracing::info!(session, passthrough = mounted.agreed.passthrough, "mounted the object FUSE");
-        self.broker.hold_session(&session, mounted.session);
+        self.broker.hold_session(&session, mounted.session, open_table(&mounted.agreed));
         Ok(session)
     }
 
@@ -100,7 +102,10 @@ impl Shared {
     /// Has the daemon serve the objects of the volume's catalog.
     fn announce(&self, volume: &Volume) -> Result<(), NodeError> {
         let table = catalog_file(volume, CATALOG_TABLE)?;
-        self.broker.mounted(&volume.dataset_uid, &volume.catalog_id, table, &volume.node_socket);
+        let objects = CacheLayout::new(&volume.cache).objects();
+        let objects =
+            mount::open_beneath(&volume.cache_root, &objects, FOLDER).map_err(file_error("opening", &objects))?;
+        self.broker.mounted(&volume.dataset_uid, &volume.catalog_id, table, &volume.node_socket, vec![objects]);
         Ok(())
     }
 
@@ -160,6 +165,12 @@ impl Shared {
         }
         self.release_unused().await
     }
+}
+
+/// The table of open inodes of a new session, if its files can be passed through.
+fn open_table(agreed: &Agreed) -> Option<OpenTable> {
+    let table = agreed.passthrough.then(OpenTable::create)?;
+    table.inspect_err(|error| tracing::warn!(%error, "files of the object FUSE are not passed through")).ok()
 }
 
 /// What the overlay's mount table entry shows as its source.
