@@ -79,6 +79,8 @@ pub mod fopen {
     pub const KEEP_CACHE: u32 = 1 << 1;
     pub const CACHE_DIR: u32 = 1 << 3;
     pub const NOFLUSH: u32 = 1 << 5;
+    /// Not together with `KEEP_CACHE`.
+    pub const PASSTHROUGH: u32 = 1 << 7;
 }
 
 /// Before each request.

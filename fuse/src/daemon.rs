@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_catalog::{ObjectTable, TreeImage};
@@ -13,6 +14,7 @@ use forebay_protocol::fdsocket::FdSocket;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
 
+use crate::passthrough::{OpenTable, Passthrough, RegistrarByPlugin};
 use crate::{Registry, Server, Tree};
 
 /// First pause before connecting to the plugin again; it doubles up to [`LONGEST_PAUSE`].
@@ -102,11 +104,12 @@ impl Daemon {
     /// One connection: says hello, then does as it is told until the plugin closes.
     async fn talk(&mut self, plugin: &FdSocket) -> Result<(), ConnectionError> {
         let session = self.serving.as_ref().map(|(session, server)| (session.clone(), server.fd()));
+        let table = self.serving.as_ref().and_then(|(_, server)| server.passthrough()).map(Passthrough::table);
         let hello = Hello {
             session: session.as_ref().map(|(session, _)| session.clone()).unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let fds: Vec<_> = session.iter().map(|(_, fd)| fd.as_fd()).collect();
+        let fds: Vec<_> = session.iter().map(|(_, fd)| fd.as_fd()).chain(table.map(AsFd::as_fd)).collect();
         plugin.send(&FromDaemon { message: Some(from_daemon::Message::Hello(hello)) }, &fds).await?;
         drop(fds);
         drop(session);
@@ -127,7 +130,7 @@ impl Daemon {
                     if let Some(named) = named.take() {
                         self.registry.retain(|it| named.contains(&(it.dataset_uid.clone(), it.catalog_id.clone())));
                     }
-                    self.serve(&serve.session, fds.pop())?;
+                    self.serve(&serve.session, fds)?;
                     let serving = Serving { session: serve.session };
                     plugin.send(&FromDaemon { message: Some(from_daemon::Message::Serving(serving)) }, &[]).await?;
                     self.may_end.send_replace(true);
@@ -160,17 +163,24 @@ impl Daemon {
         Ok(())
     }
 
-    fn serve(&mut self, session: &str, fd: Option<OwnedFd>) -> Result<(), ConnectionError> {
-        match (fd, &self.serving) {
+    fn serve(&mut self, session: &str, fds: Vec<OwnedFd>) -> Result<(), ConnectionError> {
+        let mut fds = fds.into_iter();
+        match (fds.next(), &self.serving) {
             (None, Some((known, _))) if known == session => Ok(()),
             (None, _) => Err(ConnectionError::Protocol("named a session without its descriptor")),
             (Some(fd), _) => {
+                let passthrough = fds.next().map(|table| self.passthrough(session, table)).transpose()?;
                 // A session that is replaced was unmounted while there was no connection.
-                self.serving = Some((session.to_owned(), Server::start(fd, self.registry.clone())?));
+                let server = Server::start(Arc::new(fd), self.registry.clone(), passthrough)?;
+                self.serving = Some((session.to_owned(), server));
                 tracing::info!(session, "serving a session");
                 Ok(())
             }
         }
+    }
+
+    fn passthrough(&self, session: &str, table: OwnedFd) -> Result<Passthrough, ConnectionError> {
+        Ok(Passthrough::new(OpenTable::from_fd(table)?, Box::new(RegistrarByPlugin::new(&self.broker, session))))
     }
 }
 

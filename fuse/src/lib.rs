@@ -12,6 +12,7 @@ mod lease;
 mod listing;
 mod node_client;
 pub mod objects;
+pub mod passthrough;
 mod ranges;
 mod registry;
 pub mod session;
@@ -19,6 +20,7 @@ pub mod supervise;
 mod tree;
 mod wake;
 
+pub use passthrough::Passthrough;
 pub use registry::{Found, MountedCatalog, NotFound, Registry};
 pub use session::Server;
 pub use tree::{Tree, folder_name as tree_folder};

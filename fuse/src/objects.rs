@@ -1,6 +1,7 @@
 //! The object file system: every object of every mounted catalog as a regular file `ab/cdef...`, the overlay's last data layer. It keeps no
-//! state that a successor would need: node ids are made of object ids, file handles are only counted, FORGET means nothing. What is known to
-//! be present is answered at once by the calling thread; everything else becomes a future.
+//! state that a successor would need: node ids are made of object ids, file handles are only counted, FORGET means nothing; which inodes are
+//! open, and how, is in the session's table. What is known to be present is answered at once by the calling thread; everything else becomes a
+//! future. A complete object is passed through.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -12,10 +13,13 @@ use forebay_catalog::ObjectId;
 use nix::errno::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::abi::{Attr, AttrOut, EntryOut, InHeader, OpenOut, ROOT_ID, ReadIn, ReleaseIn, StatfsOut, fopen, op};
+use crate::abi::{
+    Attr, AttrOut, EntryOut, InHeader, OpenOut, ROOT_ID, ReadIn, ReleaseIn, StatfsOut, UNIQUE_RESEND, fopen, op,
+};
 use crate::backing::Bytes;
 use crate::lease::{OpenObject, ReadError};
 use crate::listing::Listing;
+use crate::passthrough::{Mode, Passthrough};
 use crate::registry::{Found, NotFound, Registry};
 use crate::tree;
 
@@ -55,6 +59,7 @@ pub type Later = Pin<Box<dyn Future<Output = Result<Bytes, Errno>> + Send>>;
 #[derive(Clone, Debug)]
 pub struct Objects {
     registry: Registry,
+    passthrough: Option<Arc<Passthrough>>,
     open: Arc<Mutex<HashMap<u64, Open>>>,
     /// Handles of this daemon, as opposed to those that its predecessor gave out.
     own_handle: u64,
@@ -68,10 +73,16 @@ struct Open {
 
 impl Objects {
     /// Serves what is in `registry`.
-    pub fn new(registry: Registry) -> Self {
+    pub fn new(registry: Registry, passthrough: Option<Passthrough>) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // Differs from any earlier daemon's on this machine, unless both started in the same nanosecond.
-        Self { registry, open: Arc::default(), own_handle: now.as_nanos() as u64 }
+        let passthrough = passthrough.map(Arc::new);
+        Self { registry, passthrough, open: Arc::default(), own_handle: now.as_nanos() as u64 }
+    }
+
+    /// Which files the kernel reads itself, if any.
+    pub fn passthrough(&self) -> Option<&Passthrough> {
+        self.passthrough.as_deref()
     }
 
     /// Answers one request. `answer` holds at least [`crate::session::ANSWER_BYTES`].
@@ -87,7 +98,7 @@ impl Objects {
             }),
             op::OPEN => self.open(header.nodeid, answer),
             op::READ => self.read(header.nodeid, body, answer),
-            op::RELEASE => self.release(header.nodeid, body),
+            op::RELEASE => self.release(header, body),
             op::OPENDIR => {
                 let flags = fopen::KEEP_CACHE | fopen::CACHE_DIR;
                 Ok(put(&OpenOut { open_flags: flags, ..OpenOut::default() }, answer))
@@ -163,20 +174,48 @@ impl Objects {
         self.registry.find_by_node_id(node_id).ok_or(Errno::ESTALE)
     }
 
-    /// Waits for nothing: the lease is taken at the first read, of which there is none if the kernel still has the pages.
+    /// Waits for nothing but the registrar: the lease is taken at the first read, of which there is none if the kernel still has the pages.
     fn open(&self, node_id: u64, answer: &mut [u8]) -> Result<Outcome, Errno> {
         if node_id < FIRST_OBJECT && !tree::owns(node_id) {
             return Err(Errno::EISDIR);
         }
-        self.object(node_id, 1)?;
-        let open_flags = fopen::KEEP_CACHE | fopen::NOFLUSH;
-        Ok(put(&OpenOut { fh: self.own_handle, open_flags, ..OpenOut::default() }, answer))
+        let found = self.find(node_id)?;
+        let mode = self.passthrough.as_ref().map_or(Mode::Daemon, |passthrough| passthrough.open(node_id, &found));
+        let out = match mode {
+            Mode::Passthrough(id) => OpenOut {
+                fh: self.own_handle,
+                open_flags: fopen::PASSTHROUGH | fopen::NOFLUSH,
+                backing_id: id.get().cast_signed(),
+            },
+            Mode::Daemon => {
+                self.object(node_id, found, 1);
+                OpenOut { fh: self.own_handle, open_flags: fopen::KEEP_CACHE | fopen::NOFLUSH, ..OpenOut::default() }
+            }
+        };
+        Ok(put(&out, answer))
+    }
+
+    /// The kernel did not take the answer to a request. Of an open it will not tell the end.
+    pub fn not_taken(&self, header: &InHeader) {
+        if header.opcode == op::OPEN {
+            self.end_open(header.nodeid);
+            self.end_handle(header.nodeid, 1);
+        }
+    }
+
+    fn end_open(&self, node_id: u64) {
+        if let Some(passthrough) = &self.passthrough {
+            passthrough.close(node_id);
+        }
     }
 
     fn read(&self, node_id: u64, body: &[u8], answer: &mut [u8]) -> Result<Outcome, Errno> {
         let (request, _) = ReadIn::read_from_prefix(body).map_err(|_| Errno::EINVAL)?;
         // Without a handle of ours it was opened in a predecessor's life.
-        let object = self.object(node_id, 0)?;
+        let object = match self.opened(node_id) {
+            Some(object) => object,
+            None => self.object(node_id, self.find(node_id)?, 0),
+        };
         let size = object.found.size;
         let end = request.offset.saturating_add(u64::from(request.size)).min(size);
         let range = request.offset.min(end)..end;
@@ -194,22 +233,28 @@ impl Objects {
         })))
     }
 
-    fn release(&self, node_id: u64, body: &[u8]) -> Result<Outcome, Errno> {
+    fn release(&self, header: &InHeader, body: &[u8]) -> Result<Outcome, Errno> {
         let (request, _) = ReleaseIn::read_from_prefix(body).map_err(|_| Errno::EINVAL)?;
-        self.end_handle(node_id, u64::from(request.fh == self.own_handle));
+        // Whoever had it before it was sent again may have counted it: rather one open too many than one too few.
+        if header.unique & UNIQUE_RESEND == 0 {
+            self.end_open(header.nodeid);
+        }
+        self.end_handle(header.nodeid, u64::from(request.fh == self.own_handle));
         Ok(Outcome::Reply(0))
     }
 
+    fn opened(&self, node_id: u64) -> Option<Arc<OpenObject>> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.get(&node_id).map(|known| Arc::clone(&known.object))
+    }
+
     /// The opened object, entered with `handles` more handles.
-    fn object(&self, node_id: u64, handles: u64) -> Result<Arc<OpenObject>, Errno> {
+    fn object(&self, node_id: u64, found: Found, handles: u64) -> Arc<OpenObject> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = open.get_mut(&node_id) {
-            known.handles += handles;
-            return Ok(Arc::clone(&known.object));
-        }
-        let object = Arc::new(OpenObject::new(self.find(node_id)?));
-        open.insert(node_id, Open { object: Arc::clone(&object), handles });
-        Ok(object)
+        let known =
+            open.entry(node_id).or_insert_with(|| Open { object: Arc::new(OpenObject::new(found)), handles: 0 });
+        known.handles += handles;
+        Arc::clone(&known.object)
     }
 
     /// Takes handles away; with the last one the lease ends. A predecessor's handle that is still open takes a new lease at its next read.

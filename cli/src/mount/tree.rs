@@ -4,12 +4,14 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use forebay_catalog::{ObjectTable, TreeImage};
 use forebay_csi::mount::mode::Mode;
 use forebay_csi::mount::{self, open_beneath};
+use forebay_fuse::passthrough::{OpenTable, Passthrough, RegistrarInProcess};
 use forebay_fuse::{Registry, Server, tree_folder};
 use forebay_protocol::layout::{CATALOG_IMAGE, CATALOG_TABLE, CacheLayout};
 use forebay_protocol::node::CatalogInfo;
@@ -59,7 +61,9 @@ impl Tree {
         registry.mount(dataset_uid, &catalog.id, table, shown, &cache.socket());
         let objects = points.objects.clone();
         let fuse = blocking(move || Ok(mount::fuse::mount(&mounted::source_name(), &objects)?)).await?;
-        let server = Server::start(fuse.session, registry.clone()).context("serving the object FUSE")?;
+        let (session, agreed) = (Arc::new(fuse.session), fuse.agreed);
+        let passthrough = agreed.passthrough.then(|| passthrough(cache, Arc::clone(&session))).transpose()?;
+        let server = Server::start(session, registry.clone(), passthrough).context("serving the object FUSE")?;
         let (root, at) = (cache.root().to_owned(), target.to_owned());
         // While it mounts, the kernel asks the object FUSE, which this process serves.
         blocking(move || match mode {
@@ -141,6 +145,13 @@ fn mount_overlay(cache: &Path, image: &Path, points: Points, target: &Path) -> a
     mount::overlay::mount(&mounted::source_name(), catalog, &[complete.as_fd(), rest.as_fd()], target)?;
     drop(points);
     Ok(())
+}
+
+/// This process registers the files of complete objects itself.
+fn passthrough(cache: &CacheFolder, session: Arc<OwnedFd>) -> anyhow::Result<Passthrough> {
+    let objects = open_folder(&CacheLayout::new(cache.root()).objects())?;
+    let table = OpenTable::create().context("making the table of open inodes")?;
+    Ok(Passthrough::new(table, Box::new(RegistrarInProcess::new(session, vec![objects]))))
 }
 
 fn open_folder(path: &Path) -> anyhow::Result<OwnedFd> {

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_catalog::{CATALOG_IMAGE, CATALOG_TABLE};
+use forebay_fuse::handshake::Agreed;
+use forebay_fuse::passthrough::OpenTable;
 use forebay_fuse::tree_folder;
 use forebay_protocol::broker::Tree;
 use forebay_protocol::layout::CacheLayout;
@@ -119,7 +121,7 @@ impl Shared {
         let record = SessionRecord { session: session.clone(), device: mounted.device, next_slot };
         write_json(&self.paths.session(), &record).map_err(file_error("writing", &self.paths.session()))?;
         tracing::info!(session, passthrough = mounted.agreed.passthrough, "mounted the object FUSE");
-        self.broker.hold_session(&session, mounted.session);
+        self.broker.hold_session(&session, mounted.session, open_table(&mounted.agreed));
         Ok(session)
     }
 
@@ -146,7 +148,11 @@ impl Shared {
             }
             None => None,
         };
-        self.broker.mounted(&volume.dataset_uid, &volume.catalog_id, table, tree, &volume.node_socket);
+        let objects = CacheLayout::new(&volume.cache).objects();
+        let objects =
+            mount::open_beneath(&volume.cache_root, &objects, FOLDER).map_err(file_error("opening", &objects))?;
+        let (dataset_uid, catalog_id) = (&volume.dataset_uid, &volume.catalog_id);
+        self.broker.mounted(dataset_uid, catalog_id, table, tree, &volume.node_socket, vec![objects]);
         Ok(())
     }
 
@@ -212,6 +218,12 @@ impl Shared {
         }
         self.release_unused().await
     }
+}
+
+/// The table of open inodes of a new session, if its files can be passed through.
+fn open_table(agreed: &Agreed) -> Option<OpenTable> {
+    let table = agreed.passthrough.then(OpenTable::create)?;
+    table.inspect_err(|error| tracing::warn!(%error, "files of the object FUSE are not passed through")).ok()
 }
 
 /// What the overlay's mount table entry shows as its source.
