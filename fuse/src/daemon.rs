@@ -115,7 +115,7 @@ impl Daemon {
         drop(session);
         // The plugin first names all catalogs, then the session: what it has not named by then is not mounted any more.
         let mut named = Some(HashSet::new());
-        while let Some((message, mut fds)) = plugin.receive::<FromPlugin>().await? {
+        while let Some((message, fds)) = plugin.receive::<FromPlugin>().await? {
             match message.message {
                 Some(from_plugin::Message::Mounted(mounted)) => {
                     if let Some(named) = &mut named {

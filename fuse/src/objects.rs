@@ -204,7 +204,9 @@ impl Objects {
     }
 
     fn end_open(&self, node_id: u64) {
-        if let Some(passthrough) = &self.passthrough {
+        if let Some(passthrough) = &self.passthrough
+            && !tree::is_empty_file(&self.registry, node_id)
+        {
             passthrough.close(node_id);
         }
     }

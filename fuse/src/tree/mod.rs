@@ -97,6 +97,12 @@ pub fn find(registry: &Registry, node_id: u64) -> Result<Found, Errno> {
     Ok(Found { id, size: place.node.size, catalog: place.catalog })
 }
 
+/// Whether it is a tree's file without content, whose opens are answered here and counted by nobody.
+pub fn is_empty_file(registry: &Registry, node_id: u64) -> bool {
+    NodeId::of(node_id)
+        .is_some_and(|id| Place::find(registry, id).is_ok_and(|place| !place.node.is_dir() && place.node.size == 0))
+}
+
 /// The name in a LOOKUP.
 fn name_in(body: &[u8]) -> &[u8] {
     body.strip_suffix(&[0]).unwrap_or(body)
