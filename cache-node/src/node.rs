@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use forebay_protocol::config::RuntimeConfig;
 use forebay_protocol::layout::CacheLayout;
-use forebay_protocol::node::StatusResponse;
+use forebay_protocol::node::{MountMode, StatusResponse};
 use forebay_protocol::tls::{Identity, IdentityError, TlsError};
 use parking_lot::{Mutex, RwLock};
 use tokio::net::TcpListener;
@@ -187,6 +187,11 @@ impl Node {
     }
 }
 
+/// What the CSI plugin, whose sockets are in the same folder, says.
+fn mount_mode(config: &RuntimeConfig) -> Option<MountMode> {
+    forebay_protocol::mount_mode::read(config.node.socket.as_deref()?.parent()?)
+}
+
 impl Shared {
     /// The node's memory.
     pub fn memory(&self) -> &Shares {
@@ -231,6 +236,7 @@ impl Shared {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             disk_faults: engine.as_ref().map(|engine| engine.store().faults().status()).unwrap_or_default(),
             verification_failures: self.metrics.verification_failures(),
+            mount_mode: applied.as_ref().and_then(|config| mount_mode(config)),
             scrubbed_bytes: engine.map(|engine| engine.store().scrubbed_bytes()).unwrap_or_default(),
         }
     }

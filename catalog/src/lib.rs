@@ -5,7 +5,7 @@
 //! * `objects.table`: where each object comes from (source, key, ETag, size), found by its id, memory-mapped.
 //!
 //! [`CatalogWriter`] makes both from a listing in any order; the same listing gives the same bytes and the same [`CatalogId`] on every node.
-//! [`Catalog`] and [`ObjectTable`] read them. The crate lists nothing, fetches nothing and mounts nothing.
+//! [`Catalog`] and [`ObjectTable`] read them; [`TreeImage`] reads the image where the kernel does not. The crate lists nothing, fetches nothing and mounts nothing.
 
 mod catalog;
 mod entries;
@@ -20,6 +20,7 @@ mod tree;
 mod writer;
 
 pub use catalog::{Catalog, CatalogError};
+pub use erofs::{Damaged, ImageError, TreeEntry, TreeImage, TreeNode, Xattr};
 pub use id::{CatalogId, ObjectId, ParseIdError};
 pub use skip::{SkipReason, SkippedKey};
 pub use source::{CatalogSource, Mtime, SourceIndex, TreeAttributes};

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 
 use common::{ATTRIBUTES, Listed, Mount, folder, listed, names, source, write, xattr, xattr_names};
-use forebay_catalog::{CatalogSource, CatalogSummary, Mtime, ObjectId};
+use forebay_catalog::{CatalogSource, CatalogSummary, Mtime, ObjectId, TreeImage};
 use proptest::prelude::*;
 
 /// What a listing means, said as plainly as possible.
@@ -114,6 +114,54 @@ impl<'a> Model<'a> {
         }
     }
 
+    /// The same of the crate's own reader.
+    fn check_reader(&self, sources: &[CatalogSource], image: &TreeImage) {
+        assert_eq!(image.count(), (self.folders.len() + self.files.len()) as u64);
+        let find = |path: &[u8]| {
+            let names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
+            names.fold(image.root(), |folder, name| image.lookup(&image.node(folder).unwrap(), name).unwrap().unwrap())
+        };
+        for folder in &self.folders {
+            let node = image.node(find(folder)).unwrap();
+            let children = self.children(folder);
+            let entries: Vec<_> = image.entries(&node, 0).map(Result::unwrap).collect();
+            let listed: Vec<_> =
+                entries.iter().map(|entry| entry.name).filter(|name| !matches!(*name, b"." | b"..")).collect();
+            assert_eq!(listed, children.keys().map(Vec::as_slice).collect::<Vec<_>>());
+            assert_eq!(entries.len(), listed.len() + 2);
+            for (index, entry) in entries.iter().enumerate() {
+                assert_eq!(image.lookup(&node, entry.name).unwrap(), Some(entry.nid));
+                assert_eq!(image.node(entry.nid).unwrap().is_dir(), entry.is_dir);
+                // Wherever a listing is broken off, it goes on with what follows.
+                let next = image.entries(&node, entry.next).next().map(Result::unwrap);
+                assert_eq!(next.as_ref(), entries.get(index + 1));
+            }
+            for missing in [&b""[..], b"\x01", b"zz\xff", &[b'n'; 255]] {
+                assert_eq!(image.lookup(&node, missing).unwrap().is_some(), children.contains_key(missing));
+            }
+            let subfolders = children.values().filter(|path| self.folders.contains(*path)).count() as u32;
+            assert_eq!((node.is_dir(), node.mode & 0o7777), (true, ATTRIBUTES.dir_mode.into()));
+            assert_eq!((node.uid, node.gid, node.nlink), (ATTRIBUTES.uid, ATTRIBUTES.gid, 2 + subfolders));
+            assert_eq!(image.user_xattrs(&node).count(), 0);
+            assert_eq!(image.object(&node), Ok(None));
+        }
+        for (path, item) in &self.files {
+            let source = &sources[usize::from(item.source)];
+            let node = image.node(find(path)).unwrap();
+            assert_eq!((node.is_dir(), node.mode & 0o7777), (false, ATTRIBUTES.file_mode.into()));
+            assert_eq!((node.size, node.nlink, node.mtime), (item.size, 1, item.mtime));
+            let id = ObjectId::new(&source.identity, &item.key, &item.etag, item.size);
+            assert_eq!(image.object(&node), Ok((item.size > 0).then_some(id)));
+            let xattrs: Vec<_> =
+                image.user_xattrs(&node).map(Result::unwrap).map(|it| (it.name, it.value.to_vec())).collect();
+            let mut expected = vec![(&b"forebay.source"[..], source.object_url(&item.key))];
+            if !item.etag.is_empty() {
+                expected.push((b"forebay.etag", item.etag.clone().into_bytes()));
+            }
+            assert_eq!(xattrs, expected);
+        }
+    }
+
     fn check_summary(&self, summary: &CatalogSummary) {
         assert_eq!(summary.files, self.files.len() as u64);
         assert_eq!(summary.directories, self.folders.len() as u64 - 1);
@@ -133,6 +181,7 @@ fn check(sources: &[CatalogSource], list: &[Listed]) {
     let summary = write(sources, list, folder.path());
     let model = Model::new(sources, list);
     model.check_summary(&summary);
+    model.check_reader(sources, &TreeImage::open(&folder.path().join("image.erofs")).unwrap());
     let target = folder.path().join("mnt");
     if let Some(mount) = Mount::erofs(&folder.path().join("image.erofs"), target) {
         model.check(sources, &mount);
@@ -212,4 +261,37 @@ fn a_listing_of_nothing_is_an_empty_folder_for_each_mount() {
     check(&three_sources(), &[]);
     check(&[source("/x/y", "b", "p")], &[]);
     check(&[], &[]);
+}
+
+#[test]
+fn a_reader_of_a_damaged_image_gets_errors_and_never_panics() {
+    let folder = folder();
+    let list: Vec<_> = (0..300).map(|i| listed(0, format!("a{}/file-with-a-name-{i}", i % 3), i)).collect();
+    write(&[source("/", "b", "")], &list, folder.path());
+    let path = folder.path().join("image.erofs");
+    let good = std::fs::read(&path).unwrap();
+    let damaged = folder.path().join("damaged");
+    let mut seed = 1_u64;
+    for _ in 0..400 {
+        let mut bytes = good.clone();
+        for _ in 0..30 {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let at = (seed >> 20) as usize % bytes.len();
+            bytes[at] = (seed >> 56) as u8;
+        }
+        bytes.truncate(bytes.len() - (seed >> 40) as usize % 3 * 3000);
+        std::fs::write(&damaged, &bytes).unwrap();
+        let Ok(image) = TreeImage::open(&damaged) else { continue };
+        let (mut folders, mut seen) = (vec![image.root()], BTreeSet::new());
+        while let Some(node) = folders.pop().and_then(|nid| image.node(nid).ok()) {
+            for entry in image.entries(&node, 0).filter_map(Result::ok) {
+                let _ = image.lookup(&node, entry.name);
+                let Ok(child) = image.node(entry.nid) else { continue };
+                let _ = (image.object(&child), image.user_xattrs(&child).count());
+                if child.is_dir() && seen.insert(entry.nid) {
+                    folders.push(entry.nid);
+                }
+            }
+        }
+    }
 }

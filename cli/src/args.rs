@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use forebay_crds::{GoDuration, parse_quantity};
+use forebay_csi::mount::mode::Wanted;
 
 /// Data in object stores, as fast as if it were on the GPU nodes.
 #[derive(Debug, Parser)]
@@ -25,6 +26,8 @@ pub enum Command {
     Mount(MountArgs),
     /// Ends a mount that `forebay mount` made; its cache stays
     Umount(UmountArgs),
+    /// Looks whether this machine can mount Datasets, and how; what is mounted, and what is missing
+    Doctor(DoctorArgs),
 }
 
 /// `forebay status`.
@@ -78,6 +81,9 @@ pub struct MountArgs {
     /// How much the cache may hold, for instance 100Gi
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub capacity: u64,
+    /// How the tree is mounted; the output says which it is, and why
+    #[arg(long, value_enum, default_value_t)]
+    pub mount_mode: Wanted,
     /// Stay in the foreground; Ctrl-C ends the mount
     #[arg(long)]
     pub foreground: bool,
@@ -95,6 +101,25 @@ pub struct UmountArgs {
     /// The folder it is mounted at
     #[arg(value_name = "DIR")]
     pub directory: PathBuf,
+}
+
+/// `forebay doctor`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  sudo forebay doctor                                  this machine
+  sudo forebay doctor --cache-dir /var/cache/forebay   and whether a cache can be there
+  sudo forebay doctor --mount-mode kernel              whether it can do without mode Fuse
+
+Each line says `ok`, `note` (it works, with less) or `missing`, what was found, and the next step. Exit status 1 when something
+is missing. Without root it sees less.")]
+pub struct DoctorArgs {
+    /// A folder that holds a cache, or is to
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// The mount mode to check for
+    #[arg(long, value_enum, default_value_t)]
+    pub mount_mode: Wanted,
 }
 
 fn size(text: &str) -> Result<u64, String> {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 mod args;
+mod doctor;
 mod log;
 mod mount;
 mod mounted;
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
         Command::Status(status) => status::run(&status),
         Command::Mount(mount) => mount::run(&mount),
         Command::Umount(umount) => umount::run(&umount),
+        Command::Doctor(doctor) => doctor::run(&doctor),
     };
     match result {
         Ok(code) => code,

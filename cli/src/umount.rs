@@ -46,7 +46,7 @@ fn nothing_of_ours(directory: &std::path::Path) -> anyhow::Result<String> {
             format!("{shown} is a mount of {} ({}), which `forebay mount` did not make", mount.source, mount.filesystem)
         }
         None => format!(
-            "nothing is mounted at {shown}; `findmnt --types overlay` lists what is, with the source forebay:PID"
+            "nothing is mounted at {shown}; `findmnt --types overlay,fuse.forebay` lists what is, with the source forebay:PID"
         ),
     })
 }

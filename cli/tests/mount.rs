@@ -12,9 +12,20 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use support::program::{Background, Foreground, forebay, mount, run};
+use support::program::{Background, Foreground, Mode, forebay, mount, run};
 use support::s3::{KEY_ID, S3, SECRET};
-use support::{Scratch, bytes, can_mount, digest, digests, loop_devices_of, mounts_below};
+use support::{Scratch, bytes, digest, digests, loop_devices_of, mounts_below};
+
+in_both_modes! {
+    everything_reads_right_and_the_cache_outlives_mount_and_server_in_memory
+    everything_reads_right_and_the_cache_outlives_mount_and_server_on_disk
+    a_mount_in_the_background_is_ready_when_the_command_returns_and_ends_with_umount
+    a_mount_whose_process_was_killed_is_cleared_by_umount
+    a_signal_while_the_tree_is_in_use_waits_and_a_second_one_does_not
+    a_preload_shows_its_progress_and_needs_the_source_no_more
+    a_source_that_refuses_or_is_away_is_said_with_exit_status_1
+    the_environment_s_credentials_are_used_where_the_manifest_names_no_secret
+}
 
 /// A Dataset of a bucket and a folder, and the Secret of the bucket.
 fn manifest(endpoint: &str, bucket: &str, folder: Option<&Path>) -> String {
@@ -57,7 +68,7 @@ fn assert_nothing_is_left(scratch: &Scratch) {
     support::wait_for("loop devices let go", Duration::from_secs(5), || loop_devices_of(&scratch.path()).is_empty());
 }
 
-fn everything_reads_right_and_the_cache_outlives_mount_and_server(scratch: &Scratch) {
+fn everything_reads_right_and_the_cache_outlives_mount_and_server(mode: Mode, scratch: &Scratch) {
     let mut server = S3::start(&scratch.folder("s3"));
     server.make_bucket("things");
     let objects = [
@@ -86,7 +97,7 @@ fn everything_reads_right_and_the_cache_outlives_mount_and_server(scratch: &Scra
     let (tree, cache) = (scratch.folder("tree"), scratch.path().join("cache"));
     for round in ["cold", "warm, with the server gone"] {
         let began = Instant::now();
-        let mut process = Foreground::start(&mut mount(&manifest, &tree, &cache), scratch);
+        let mut process = Foreground::start(&mut mount(mode, &manifest, &tree, &cache), scratch);
         let mounted = began.elapsed();
         assert_eq!(mounts_below(&scratch.path()), vec![tree.clone()], "{round}: exactly one mount");
         let began = Instant::now();
@@ -104,33 +115,24 @@ fn everything_reads_right_and_the_cache_outlives_mount_and_server(scratch: &Scra
     }
 }
 
-#[test]
-fn everything_reads_right_and_the_cache_outlives_mount_and_server_in_memory() {
-    if can_mount() {
-        everything_reads_right_and_the_cache_outlives_mount_and_server(&Scratch::in_memory());
-    }
+fn everything_reads_right_and_the_cache_outlives_mount_and_server_in_memory(mode: Mode) {
+    everything_reads_right_and_the_cache_outlives_mount_and_server(mode, &Scratch::in_memory());
 }
 
-#[test]
-fn everything_reads_right_and_the_cache_outlives_mount_and_server_on_disk() {
-    if can_mount() {
-        everything_reads_right_and_the_cache_outlives_mount_and_server(&Scratch::on_disk());
-    }
+fn everything_reads_right_and_the_cache_outlives_mount_and_server_on_disk(mode: Mode) {
+    everything_reads_right_and_the_cache_outlives_mount_and_server(mode, &Scratch::on_disk());
 }
 
-#[test]
-fn a_mount_in_the_background_is_ready_when_the_command_returns_and_ends_with_umount() {
-    if !can_mount() {
-        return;
-    }
+fn a_mount_in_the_background_is_ready_when_the_command_returns_and_ends_with_umount(mode: Mode) {
     let scratch = Scratch::in_memory();
     let server = small_server(&scratch);
     let manifest = scratch.file("dataset.yaml", manifest(&server.endpoint(), "things", None));
     let (tree, cache) = (scratch.folder("tree"), scratch.path().join("cache"));
-    let (code, said) = run(&mut mount(&manifest, &tree, &cache));
+    let (code, said) = run(&mut mount(mode, &manifest, &tree, &cache));
     assert_eq!(code, 0, "{said}");
     let process = Background::at(&tree);
     assert!(said.contains("training/everything is mounted at") && said.contains("20 files"), "{said}");
+    assert!(said.to_lowercase().contains(&format!("mount mode {}, because --mount-mode says so", mode.0)), "{said}");
     assert_eq!(std::fs::read(tree.join("bucket/small/07.bin")).unwrap(), bytes(7, 5007));
 
     // Neither the command line nor the log shows the secret.
@@ -140,10 +142,10 @@ fn a_mount_in_the_background_is_ready_when_the_command_returns_and_ends_with_umo
         assert!(!String::from_utf8_lossy(&shown).contains(SECRET));
     }
 
-    let (code, said) = run(&mut mount(&manifest, &tree, &scratch.path().join("other-cache")));
+    let (code, said) = run(&mut mount(mode, &manifest, &tree, &scratch.path().join("other-cache")));
     assert_eq!(code, 1);
     assert!(said.contains("already has a Dataset") && said.contains("forebay umount"), "{said}");
-    let (code, said) = run(&mut mount(&manifest, &scratch.folder("other"), &cache));
+    let (code, said) = run(&mut mount(mode, &manifest, &scratch.folder("other"), &cache));
     assert_eq!(code, 1);
     assert!(said.contains(&format!("in use by process {}", process.0)), "{said}");
 
@@ -164,44 +166,36 @@ fn a_mount_in_the_background_is_ready_when_the_command_returns_and_ends_with_umo
     assert!(said.contains("which `forebay mount` did not make"), "{said}");
 }
 
-#[test]
-fn a_mount_whose_process_was_killed_is_cleared_by_umount() {
-    if !can_mount() {
-        return;
-    }
+fn a_mount_whose_process_was_killed_is_cleared_by_umount(mode: Mode) {
     let scratch = Scratch::in_memory();
     let server = small_server(&scratch);
     let manifest = scratch.file("dataset.yaml", manifest(&server.endpoint(), "things", None));
     let (tree, cache) = (scratch.folder("tree"), scratch.path().join("cache"));
-    let (code, said) = run(&mut mount(&manifest, &tree, &cache));
+    let (code, said) = run(&mut mount(mode, &manifest, &tree, &cache));
     assert_eq!(code, 0, "{said}");
     let process = Background::at(&tree);
     process.kill();
     assert_eq!(mounts_below(&scratch.path()), vec![tree.clone()]);
-    let (code, said) = run(&mut mount(&manifest, &tree, &cache));
+    let (code, said) = run(&mut mount(mode, &manifest, &tree, &cache));
     assert_eq!(code, 1);
     assert!(said.contains("which is gone") && said.contains("forebay umount"), "{said}");
     let (code, said) = run(forebay().arg("umount").arg(&tree));
     assert_eq!(code, 0, "{said}");
     assert_nothing_is_left(&scratch);
     // And the cache is as good as before.
-    let mut again = Foreground::start(&mut mount(&manifest, &tree, &cache), &scratch);
+    let mut again = Foreground::start(&mut mount(mode, &manifest, &tree, &cache), &scratch);
     assert_eq!(std::fs::read(tree.join("bucket/small/03.bin")).unwrap(), bytes(3, 5003));
     again.signal(Signal::TERM);
     assert!(again.wait().success());
 }
 
-#[test]
-fn a_signal_while_the_tree_is_in_use_waits_and_a_second_one_does_not() {
-    if !can_mount() {
-        return;
-    }
+fn a_signal_while_the_tree_is_in_use_waits_and_a_second_one_does_not(mode: Mode) {
     let scratch = Scratch::in_memory();
     let server = small_server(&scratch);
     let manifest = scratch.file("dataset.yaml", manifest(&server.endpoint(), "things", None));
     let (tree, cache) = (scratch.folder("tree"), scratch.path().join("cache"));
     for signals in [1, 2] {
-        let mut process = Foreground::start(&mut mount(&manifest, &tree, &cache), &scratch);
+        let mut process = Foreground::start(&mut mount(mode, &manifest, &tree, &cache), &scratch);
         let open = File::open(tree.join("bucket/small/01.bin")).unwrap();
         process.signal(Signal::INT);
         support::wait_for("the name of who uses it", Duration::from_secs(10), || {
@@ -219,17 +213,13 @@ fn a_signal_while_the_tree_is_in_use_waits_and_a_second_one_does_not() {
     }
 }
 
-#[test]
-fn a_preload_shows_its_progress_and_needs_the_source_no_more() {
-    if !can_mount() {
-        return;
-    }
+fn a_preload_shows_its_progress_and_needs_the_source_no_more(mode: Mode) {
     let scratch = Scratch::in_memory();
     let mut server = small_server(&scratch);
     let text = manifest(&server.endpoint(), "things", None).replace("spec:\n", "spec:\n  preload: {}\n");
     let manifest = scratch.file("dataset.yaml", text);
     let (tree, cache) = (scratch.folder("tree"), scratch.path().join("cache"));
-    let mut process = Foreground::start(&mut mount(&manifest, &tree, &cache), &scratch);
+    let mut process = Foreground::start(&mut mount(mode, &manifest, &tree, &cache), &scratch);
     support::wait_for("the preload", Duration::from_secs(20), || {
         process.said().contains("preload complete: 20 of 20 files")
     });
@@ -241,11 +231,7 @@ fn a_preload_shows_its_progress_and_needs_the_source_no_more() {
     assert!(process.wait().success());
 }
 
-#[test]
-fn a_source_that_refuses_or_is_away_is_said_with_exit_status_1() {
-    if !can_mount() {
-        return;
-    }
+fn a_source_that_refuses_or_is_away_is_said_with_exit_status_1(mode: Mode) {
     let scratch = Scratch::in_memory();
     let server = small_server(&scratch);
     let good = manifest(&server.endpoint(), "things", None);
@@ -257,7 +243,7 @@ fn a_source_that_refuses_or_is_away_is_said_with_exit_status_1() {
     for (name, text, reason) in cases {
         let manifest = scratch.file(&format!("{name}.yaml"), text);
         for foreground in [false, true] {
-            let mut command = mount(&manifest, &scratch.folder("tree"), &scratch.path().join(name));
+            let mut command = mount(mode, &manifest, &scratch.folder("tree"), &scratch.path().join(name));
             if foreground {
                 command.arg("--foreground");
             }
@@ -272,17 +258,13 @@ fn a_source_that_refuses_or_is_away_is_said_with_exit_status_1() {
     }
 }
 
-#[test]
-fn the_environment_s_credentials_are_used_where_the_manifest_names_no_secret() {
-    if !can_mount() {
-        return;
-    }
+fn the_environment_s_credentials_are_used_where_the_manifest_names_no_secret(mode: Mode) {
     let scratch = Scratch::in_memory();
     let server = small_server(&scratch);
     let text = manifest(&server.endpoint(), "things", None).replace(", secretRef: {name: cloud}", "");
     let manifest = scratch.file("dataset.yaml", text.split_once("---").unwrap().0);
     let (tree, cache) = (scratch.folder("tree"), scratch.path().join("cache"));
-    let mut command = mount(&manifest, &tree, &cache);
+    let mut command = mount(mode, &manifest, &tree, &cache);
     let (code, said) = run(command.env("AWS_ACCESS_KEY_ID", KEY_ID).env("AWS_SECRET_ACCESS_KEY", SECRET));
     assert_eq!(code, 0, "{said}");
     let _process = Background::at(&tree);
@@ -309,7 +291,7 @@ fn what_can_not_be_mounted_is_refused_before_anything_starts() {
     ];
     for (name, text, message) in cases {
         let manifest = scratch.file("dataset.yaml", text);
-        let (code, said) = run(&mut mount(&manifest, &tree, &cache));
+        let (code, said) = run(&mut mount(Mode("auto"), &manifest, &tree, &cache));
         assert_eq!(code, 1, "{name}: {said}");
         assert!(said.contains(message), "{name}: {said}");
     }
@@ -320,7 +302,7 @@ fn what_can_not_be_mounted_is_refused_before_anything_starts() {
             (manifest.clone(), "is not a folder"),
             (scratch.path(), "one inside the other"),
         ] {
-            let (code, said) = run(&mut mount(&manifest, &directory, &cache));
+            let (code, said) = run(&mut mount(Mode("auto"), &manifest, &directory, &cache));
             assert_eq!(code, 1);
             assert!(said.contains(message), "{said}");
         }

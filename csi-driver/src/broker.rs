@@ -1,21 +1,25 @@
 //! The broker: holds the /dev/fuse descriptor of the node's object FUSE, and gives it, with the side tables of the mounted catalogs, to the
 //! unprivileged daemon that serves it. Nobody but the daemon's user is listened to. After a restart of this process the daemon gives the
-//! descriptor back.
+//! descriptor back. On a connection of their own the daemon's threads have files registered, see `registrar.rs`.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use forebay_fuse::passthrough::OpenTable;
+use forebay_protocol::blocking::BlockingSocket;
 use forebay_protocol::broker::{
-    FromDaemon, FromPlugin, Hello, Mounted, Serve, Stop, Unmounted, from_daemon, from_plugin,
+    FromDaemon, FromPlugin, Hello, Mounted, Registrar, Serve, Stop, Tree, Unmounted, from_daemon, from_plugin,
 };
 use forebay_protocol::fdsocket::{FdListener, FdSocket};
 use rustix::fs::FileType;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
+
+use crate::registrar::{Folders, Registrations};
 
 /// Device number of /dev/fuse.
 const FUSE_DEVICE: (u32, u32) = (10, 229);
@@ -65,15 +69,25 @@ enum Session {
     /// It is mounted, by this process's predecessor; a daemon may still have the descriptor.
     Awaited(String),
     /// It is mounted and we hold it.
-    Held(String, Arc<OwnedFd>),
+    Held(String, Holding),
     /// It is mounted and nobody has the descriptor: dead.
     Lost(String),
+}
+
+/// What we hold of a session.
+#[derive(Clone, Debug)]
+struct Holding {
+    fd: Arc<OwnedFd>,
+    /// Unless the kernel can't pass through.
+    registrations: Option<Arc<Registrations>>,
 }
 
 #[derive(Clone, Debug)]
 struct Catalog {
     table: Arc<OwnedFd>,
     node_socket: PathBuf,
+    tree: Option<(Tree, Arc<OwnedFd>)>,
+    objects: Folders,
 }
 
 /// A connected daemon.
@@ -85,8 +99,24 @@ struct Daemon {
     serving: Option<String>,
 }
 
-/// A message and the descriptor that goes with it.
-type Outgoing = (from_plugin::Message, Option<Arc<OwnedFd>>);
+/// A message and the descriptors that go with it.
+type Outgoing = (from_plugin::Message, Vec<SharedFd>);
+
+/// A descriptor that is sent while somebody keeps it.
+#[derive(Clone, Debug)]
+enum SharedFd {
+    File(Arc<OwnedFd>),
+    Opens(Arc<Registrations>),
+}
+
+impl AsFd for SharedFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::File(file) => file.as_fd(),
+            Self::Opens(registrations) => registrations.table().as_fd(),
+        }
+    }
+}
 
 /// Why nobody serves the session.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -113,19 +143,20 @@ impl Broker {
         self.state().session = Session::Awaited(session.to_owned());
     }
 
-    /// Holds a new session and gives it to the daemon.
-    pub fn hold_session(&self, session: &str, fd: OwnedFd) {
+    /// Holds a new session and gives it to the daemon, with its table of open inodes if files may be passed through.
+    pub fn hold_session(&self, session: &str, fd: OwnedFd, table: Option<OpenTable>) {
         let mut state = self.state();
-        let fd = Arc::new(fd);
-        state.session = Session::Held(session.to_owned(), Arc::clone(&fd));
-        state.tell_all(&from_plugin::Message::Serve(Serve { session: session.to_owned() }), Some(&fd));
+        let holding = Holding::new(fd, table);
+        let message = from_plugin::Message::Serve(Serve { session: session.to_owned() });
+        state.tell_all(&message, &holding.fds());
+        state.session = Session::Held(session.to_owned(), holding);
     }
 
     /// Lets go of the session, whose mount is gone.
     pub fn drop_session(&self) {
         let mut state = self.state();
         if let Some(session) = std::mem::take(&mut state.session).name() {
-            state.tell_all(&from_plugin::Message::Stop(Stop { session: session.to_owned() }), None);
+            state.tell_all(&from_plugin::Message::Stop(Stop { session: session.to_owned() }), &[]);
         }
     }
 
@@ -137,21 +168,33 @@ impl Broker {
         }
     }
 
-    /// From now on the daemon serves the objects of this catalog.
-    pub fn mounted(&self, dataset_uid: &str, catalog_id: &str, table: OwnedFd, node_socket: &Path) {
-        let catalog = Catalog { table: Arc::new(table), node_socket: node_socket.to_owned() };
+    /// From now on the daemon serves the objects of this catalog; complete ones lie in `objects`, folders from fast to slow. With a tree and the
+    /// image that describes it, it serves that too.
+    pub fn mounted(
+        &self,
+        dataset_uid: &str,
+        catalog_id: &str,
+        table: OwnedFd,
+        tree: Option<(Tree, OwnedFd)>,
+        node_socket: &Path,
+        objects: Vec<OwnedFd>,
+    ) {
+        let objects = objects.into_iter().map(Arc::new).collect();
+        let tree = tree.map(|(tree, image)| (tree, Arc::new(image)));
+        let catalog = Catalog { table: Arc::new(table), node_socket: node_socket.to_owned(), tree, objects };
         let mut state = self.state();
-        let (message, table) = mounted_message(dataset_uid, catalog_id, &catalog);
-        state.tell_all(&message, Some(&table));
+        let (message, fds) = mounted_message(dataset_uid, catalog_id, &catalog);
+        state.tell_all(&message, &fds);
         state.catalogs.insert((dataset_uid.to_owned(), catalog_id.to_owned()), catalog);
     }
 
-    /// And from now on not any more.
-    pub fn unmounted(&self, dataset_uid: &str, catalog_id: &str) {
+    /// From now on the daemon serves no catalog for which `keep`, asked with Dataset UID and catalog id, says no.
+    pub fn retain(&self, keep: impl Fn(&str, &str) -> bool) {
         let mut state = self.state();
-        if state.catalogs.remove(&(dataset_uid.to_owned(), catalog_id.to_owned())).is_some() {
-            let message = Unmounted { dataset_uid: dataset_uid.to_owned(), catalog_id: catalog_id.to_owned() };
-            state.tell_all(&from_plugin::Message::Unmounted(message), None);
+        let unmounted: Vec<_> =
+            state.catalogs.extract_if(.., |(dataset_uid, catalog_id), _| !keep(dataset_uid, catalog_id)).collect();
+        for ((dataset_uid, catalog_id), _) in unmounted {
+            state.tell_all(&from_plugin::Message::Unmounted(Unmounted { dataset_uid, catalog_id }), &[]);
         }
     }
 
@@ -181,23 +224,38 @@ impl Session {
     }
 }
 
+impl Holding {
+    fn new(fd: OwnedFd, table: Option<OpenTable>) -> Self {
+        let fd = Arc::new(fd);
+        let registrations = table.map(|table| Arc::new(Registrations::new(Arc::clone(&fd), table)));
+        Self { fd, registrations }
+    }
+
+    fn fds(&self) -> Vec<SharedFd> {
+        let table = self.registrations.iter().cloned().map(SharedFd::Opens);
+        std::iter::once(SharedFd::File(Arc::clone(&self.fd))).chain(table).collect()
+    }
+}
+
 impl State {
-    fn tell_all(&self, message: &from_plugin::Message, fd: Option<&Arc<OwnedFd>>) {
+    fn tell_all(&self, message: &from_plugin::Message, fds: &[SharedFd]) {
         for daemon in &self.daemons {
             // One that is going away is told when it comes back.
-            let _ = daemon.outbox.send((message.clone(), fd.cloned()));
+            let _ = daemon.outbox.send((message.clone(), fds.to_owned()));
         }
     }
 
-    /// A daemon said hello: takes the descriptor if it brings the one we miss, and says what the daemon has to be told.
-    fn welcome(&mut self, hello: &Hello, fd: Option<OwnedFd>) -> Vec<Outgoing> {
+    /// A daemon said hello: takes the descriptors if it brings those we miss, and says what the daemon has to be told.
+    fn welcome(&mut self, hello: &Hello, fds: Vec<OwnedFd>) -> Vec<Outgoing> {
+        let mut fds = fds.into_iter();
+        let (fd, table) = (fds.next(), fds.next());
         let brings = (!hello.session.is_empty()).then_some(hello.session.as_str());
         self.session = match (std::mem::take(&mut self.session), fd) {
             (Session::Awaited(name) | Session::Lost(name), Some(fd))
                 if brings == Some(&name) && is_fuse_device(&fd) =>
             {
                 tracing::info!(session = name, "the daemon gave the session back");
-                Session::Held(name, Arc::new(fd))
+                Session::Held(name, Holding::new(fd, table.and_then(table_of_daemon)))
             }
             (Session::Awaited(name), _) => {
                 tracing::error!(
@@ -211,17 +269,14 @@ impl State {
         let mut messages: Vec<_> = self
             .catalogs
             .iter()
-            .map(|((dataset_uid, catalog_id), catalog)| {
-                let (message, table) = mounted_message(dataset_uid, catalog_id, catalog);
-                (message, Some(table))
-            })
+            .map(|((dataset_uid, catalog_id), catalog)| mounted_message(dataset_uid, catalog_id, catalog))
             .collect();
         if brings.is_some() && brings != self.session.name() {
-            messages.push((from_plugin::Message::Stop(Stop { session: hello.session.clone() }), None));
+            messages.push((from_plugin::Message::Stop(Stop { session: hello.session.clone() }), Vec::new()));
         }
-        if let Session::Held(name, fd) = &self.session {
-            let fd = (brings != Some(name)).then(|| Arc::clone(fd));
-            messages.push((from_plugin::Message::Serve(Serve { session: name.clone() }), fd));
+        if let Session::Held(name, holding) = &self.session {
+            let fds = if brings == Some(name) { Vec::new() } else { holding.fds() };
+            messages.push((from_plugin::Message::Serve(Serve { session: name.clone() }), fds));
         }
         messages
     }
@@ -232,17 +287,54 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What the daemon wants the connection for.
     async fn connection(self: Arc<Self>, socket: FdSocket) -> io::Result<()> {
-        let hello = tokio::time::timeout(HELLO_PATIENCE, socket.receive::<FromDaemon>()).await;
-        let Some((message, mut fds)) = hello.map_err(|_| io::ErrorKind::TimedOut)?? else { return Ok(()) };
-        let Some(from_daemon::Message::Hello(hello)) = message.message else {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the first message is no Hello"));
+        let first = tokio::time::timeout(HELLO_PATIENCE, socket.receive::<FromDaemon>()).await;
+        let Some((message, fds)) = first.map_err(|_| io::ErrorKind::TimedOut)?? else { return Ok(()) };
+        match message.message {
+            Some(from_daemon::Message::Hello(hello)) => {
+                let end = self.serve_daemon(socket, &hello, fds).await;
+                tracing::warn!("the daemon closed its connection; reads of incomplete objects wait for it");
+                end
+            }
+            Some(from_daemon::Message::Registrar(Registrar { session })) => self.register_files(socket, &session).await,
+            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the first message is neither Hello nor Registrar")),
+        }
+    }
+
+    /// Registers files for the daemon, on a thread of its own, until either side ends.
+    async fn register_files(self: Arc<Self>, socket: FdSocket, session: &str) -> io::Result<()> {
+        let (registrations, number) = {
+            let mut state = self.state();
+            state.next_daemon += 1;
+            match &state.session {
+                Session::Held(name, Holding { registrations: Some(registrations), .. }) if name == session => {
+                    (Arc::clone(registrations), state.next_daemon)
+                }
+                // It asks again later.
+                _ => return Ok(()),
+            }
         };
+        let socket = socket.into_blocking()?;
+        let _shut_down = ShutDownOnDrop(socket.try_clone()?);
+        let (ended, end) = oneshot::channel();
+        std::thread::Builder::new().name("registrar".into()).spawn(move || {
+            let folders = |dataset_uid: &str, catalog_id: &str| {
+                let key = (dataset_uid.to_owned(), catalog_id.to_owned());
+                self.state().catalogs.get(&key).map(|catalog| catalog.objects.clone())
+            };
+            // Nobody waits for it any more when the broker is gone.
+            let _ = ended.send(registrations.serve(&socket, number, folders));
+        })?;
+        end.await.unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+    }
+
+    async fn serve_daemon(self: Arc<Self>, socket: FdSocket, hello: &Hello, fds: Vec<OwnedFd>) -> io::Result<()> {
         let (outbox, mut inbox) = mpsc::unbounded_channel();
         let entry = {
             let mut state = self.state();
             // In one step, so that nothing is missed between the first messages and the later ones.
-            for message in state.welcome(&hello, fds.pop()) {
+            for message in state.welcome(hello, fds) {
                 let _ = outbox.send(message);
             }
             state.next_daemon += 1;
@@ -254,8 +346,8 @@ impl Shared {
         loop {
             tokio::select! {
                 outgoing = inbox.recv() => {
-                    let Some((message, fd)) = outgoing else { return Ok(()) };
-                    let fds: Vec<_> = fd.iter().map(|fd| fd.as_fd()).collect();
+                    let Some((message, fds)) = outgoing else { return Ok(()) };
+                    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
                     socket.send(&FromPlugin { message: Some(message) }, &fds).await?;
                 }
                 incoming = socket.receive::<FromDaemon>() => {
@@ -266,6 +358,15 @@ impl Shared {
                 }
             }
         }
+    }
+}
+
+/// Ends a connection that a thread waits on.
+struct ShutDownOnDrop(BlockingSocket);
+
+impl Drop for ShutDownOnDrop {
+    fn drop(&mut self) {
+        self.0.shut_down();
     }
 }
 
@@ -317,11 +418,8 @@ async fn accept(listener: FdListener, shared: Arc<Shared>) {
             Ok(peer) if peer.uid == shared.daemon_uid => {
                 let shared = Arc::clone(&shared);
                 connections.spawn(async move {
-                    match shared.connection(socket).await {
-                        Ok(()) => {
-                            tracing::warn!("the daemon closed its connection; reads of incomplete objects wait for it");
-                        }
-                        Err(error) => tracing::warn!(%error, "the daemon's connection ended"),
+                    if let Err(error) = shared.connection(socket).await {
+                        tracing::warn!(%error, "a connection of the daemon broke");
                     }
                 });
             }
@@ -336,13 +434,23 @@ async fn accept(listener: FdListener, shared: Arc<Shared>) {
     }
 }
 
-fn mounted_message(dataset_uid: &str, catalog_id: &str, catalog: &Catalog) -> (from_plugin::Message, Arc<OwnedFd>) {
+fn mounted_message(dataset_uid: &str, catalog_id: &str, catalog: &Catalog) -> Outgoing {
     let message = Mounted {
         dataset_uid: dataset_uid.to_owned(),
         catalog_id: catalog_id.to_owned(),
         node_socket: catalog.node_socket.display().to_string(),
+        tree: catalog.tree.as_ref().map(|(tree, _)| *tree),
     };
-    (from_plugin::Message::Mounted(message), Arc::clone(&catalog.table))
+    let image = catalog.tree.iter().map(|(_, image)| image);
+    let fds = std::iter::once(&catalog.table).chain(image).cloned().map(SharedFd::File).collect();
+    (from_plugin::Message::Mounted(message), fds)
+}
+
+/// The table that the daemon gave back. One of another version is of no use: without it all further files are read by the daemon.
+fn table_of_daemon(fd: OwnedFd) -> Option<OpenTable> {
+    OpenTable::from_fd(fd)
+        .inspect_err(|error| tracing::error!(%error, "files can't be passed through until the session ends"))
+        .ok()
 }
 
 /// Whether the daemon has not given us something else.

@@ -9,6 +9,7 @@ pub mod mount;
 pub mod node;
 mod node_service;
 pub mod paths;
+mod registrar;
 mod registration;
 pub mod server;
 mod volumes;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use forebay_protocol::csi::{identity_server::IdentityServer, node_server::NodeServer};
 use forebay_protocol::layout::{FOREBAY_GID, FUSE_UID, RUN_DIR};
+use forebay_protocol::node::MountMode;
 use forebay_protocol::registration::registration_server::RegistrationServer;
 use futures::TryStreamExt as _;
 use tokio::net::UnixListener;
@@ -17,6 +18,7 @@ use crate::authority;
 use crate::broker::Broker;
 use crate::datasets::Datasets;
 use crate::identity_service::IdentityService;
+use crate::mount::mode::Wanted;
 use crate::node::{Node, NodeError};
 use crate::node_service::NodeService;
 use crate::paths::Paths;
@@ -45,6 +47,9 @@ pub struct Arguments {
     /// The user as which forebay-fuse runs; nobody else is given the mounts
     #[arg(long, default_value_t = FUSE_UID)]
     pub daemon_uid: u32,
+    /// How volumes are mounted
+    #[arg(long, value_enum, default_value_t)]
+    pub mount_mode: Wanted,
     /// A JSON list of Datasets and CacheRuntimes, instead of the API server
     #[arg(long)]
     pub objects: Option<PathBuf>,
@@ -74,9 +79,7 @@ pub enum ServerError {
 
 /// Runs until `shutdown` resolves. The mounts stay.
 pub async fn run(arguments: Arguments, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
-    for missing in crate::mount::kernel::missing_features() {
-        tracing::error!(%missing, "volumes can't be mounted on this node");
-    }
+    tell_mode(arguments.mount_mode, &arguments.run_dir);
     let paths =
         Paths { kubelet_dir: arguments.kubelet_dir, run_dir: arguments.run_dir, cache_roots: arguments.cache_roots };
     let datasets = match arguments.objects {
@@ -86,7 +89,7 @@ pub async fn run(arguments: Arguments, shutdown: impl Future<Output = ()>) -> Re
     let broker_socket = paths.broker_socket();
     let broker = Broker::listen(&broker_socket, Some(FOREBAY_GID), arguments.daemon_uid).await;
     let broker = broker.map_err(|source| ServerError::Listen { path: broker_socket, source })?;
-    let node = Node::start(&arguments.node_name, paths.clone(), datasets, broker.clone()).await?;
+    let node = Node::start(&arguments.node_name, paths.clone(), datasets, broker.clone(), arguments.mount_mode).await?;
 
     let (stop, stopped) = watch::channel(());
     let wait = |mut stopped: watch::Receiver<()>| async move {
@@ -118,6 +121,23 @@ pub async fn run(arguments: Arguments, shutdown: impl Future<Output = ()>) -> Re
     // So that the kubelet does not ask a plugin that is gone.
     let _ = std::fs::remove_file(paths.registration_socket());
     Ok(())
+}
+
+/// Tells how volumes are mounted, and why: in the log, and to the cache nodes of this machine, in whose status it shows.
+fn tell_mode(wanted: Wanted, run_dir: &Path) {
+    let mode = match wanted.choose() {
+        Ok(chosen) => {
+            tracing::info!(mode = %chosen.mode, reason = chosen.reason, "how volumes are mounted");
+            MountMode { mode: chosen.mode.to_string(), reason: chosen.reason }
+        }
+        Err(missing) => {
+            tracing::error!(%missing, "volumes can't be mounted on this node");
+            MountMode { mode: "None".to_owned(), reason: missing.to_string() }
+        }
+    };
+    if let Err(error) = forebay_protocol::mount_mode::write(run_dir, &mode) {
+        tracing::warn!(folder = %run_dir.display(), %error, "the cache nodes of this machine can't be told the mount mode");
+    }
 }
 
 /// Listens at a path that only root may connect to; replaces what a predecessor left there.

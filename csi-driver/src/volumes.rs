@@ -23,6 +23,9 @@ pub struct Volume {
     pub catalog_id: String,
     /// The session of the object FUSE that the tree reads from; empty while it is not mounted yet.
     pub session: String,
+    /// How the tree is shown.
+    #[serde(default)]
+    pub shown: Shown,
     /// Where the tree is mounted.
     pub staging_path: PathBuf,
     /// The cache root that the cache folder lies under.
@@ -35,6 +38,20 @@ pub struct Volume {
     pub files: u64,
     /// Sum of their sizes.
     pub bytes: u64,
+}
+
+/// What a volume's tree is made of. Records of versions that knew only mode Kernel don't say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Shown {
+    /// An overlay of the catalog image.
+    #[default]
+    Overlay,
+    /// The object FUSE's folder of this slot.
+    Tree {
+        /// The slot; none while it has not been given yet.
+        slot: Option<u16>,
+    },
 }
 
 /// The records.
@@ -133,6 +150,7 @@ mod tests {
             dataset_uid: "u".into(),
             catalog_id: "c".into(),
             session: "s".into(),
+            shown: Shown::Tree { slot: Some(7) },
             staging_path: "/s".into(),
             cache_root: "/c".into(),
             cache: "/c/a.b".into(),
@@ -150,6 +168,11 @@ mod tests {
             volumes.put(&volume(id)).unwrap();
             assert_eq!(volumes.get(id).unwrap(), Some(volume(id)));
         }
+        // As an earlier version wrote it.
+        let old = fs::read_to_string(folder.path().join("volumes/0b5e-1.json")).unwrap();
+        let mut old: serde_json::Value = serde_json::from_str(&old).unwrap();
+        old.as_object_mut().unwrap().remove("shown").unwrap();
+        assert_eq!(serde_json::from_value::<Volume>(old).unwrap().shown, Shown::Overlay);
         fs::write(folder.path().join("volumes/broken.json"), "{").unwrap();
         assert_eq!(volumes.all().unwrap().len(), 4);
         volumes.remove("a/").unwrap();

@@ -7,6 +7,7 @@ mod support;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use forebay_csi::mount::mode::Wanted;
 use forebay_csi::server::{Arguments, run};
 use forebay_protocol::csi::volume_capability::access_mode::Mode;
 use forebay_protocol::csi::volume_capability::{AccessMode, AccessType, MountVolume};
@@ -14,10 +15,13 @@ use forebay_protocol::csi::{self, VolumeCapability, identity_client::IdentityCli
 use forebay_protocol::layout::FUSE_UID;
 use forebay_protocol::registration::registration_client::RegistrationClient;
 use forebay_protocol::registration::{InfoRequest, RegistrationStatus};
-use support::can_mount;
 use support::plugin::{World, run_daemon};
 use tonic::Code;
 use tonic::transport::Channel;
+
+in_both_modes! {
+    the_driver_registers_and_a_volume_goes_through_its_life_over_grpc
+}
 
 #[test]
 #[ignore = "the daemon's process of the other tests"]
@@ -44,12 +48,8 @@ fn capability(mode: Mode) -> VolumeCapability {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_driver_registers_and_a_volume_goes_through_its_life_over_grpc() {
-    if !can_mount() {
-        return;
-    }
-    let mut world = World::new(&[&[("a/b", 5000)], &[("c", 10)]]).await;
+async fn the_driver_registers_and_a_volume_goes_through_its_life_over_grpc(mode: Wanted) {
+    let mut world = World::new(mode, &[&[("a/b", 5000)], &[("c", 10)]]).await;
     world.write_objects(|number, dataset| {
         if number == 1 {
             dataset["status"] = serde_json::json!({"conditions": [{"type": "Catalogued", "status": "False", "reason": "AccessDenied",
@@ -62,6 +62,7 @@ async fn the_driver_registers_and_a_volume_goes_through_its_life_over_grpc() {
         run_dir: world.paths.run_dir.clone(),
         cache_roots: world.paths.cache_roots.clone(),
         daemon_uid: FUSE_UID,
+        mount_mode: mode,
         objects: Some(world.scratch.path().join("objects.json")),
     };
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();

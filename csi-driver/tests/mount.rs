@@ -6,17 +6,29 @@ mod support;
 
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use forebay_csi::mount;
-use forebay_fuse::{Registry, Server};
+use forebay_csi::mount::mode::Wanted;
+use forebay_fuse::{Registry, Server, Tree};
 use forebay_protocol::local::FailureKind;
 use rustix::fs::OFlags;
-use support::{Dataset, Scratch, can_mount, node::Node};
+use support::{Dataset, Scratch, node::Node};
+
+in_both_modes! {
+    files_read_right_while_objects_are_absent_appear_and_are_complete
+    reads_fail_with_an_errno_that_says_why
+    opening_does_not_wait_for_the_source_and_a_reader_that_is_interrupted_does_not_either
+    a_slow_read_does_not_hold_up_others
+    what_is_known_to_be_present_is_read_without_asking_and_reported
+    an_open_complete_object_is_read_while_the_cache_node_is_away
+    unmounting_ends_the_session
+    the_object_tree_has_folders_by_prefix_and_knows_no_other_names
+}
 
 /// A mounted dataset, served in this process.
 struct Mounted {
@@ -29,30 +41,49 @@ struct Mounted {
     scratch: Scratch,
 }
 
-async fn mounted(files: &[(&str, u64)]) -> Mounted {
+async fn mounted(mode: Wanted, files: &[(&str, u64)]) -> Mounted {
     let scratch = Scratch::new();
     let dataset = Dataset::new(&scratch.folder("cache"), "uid-1", files);
     let socket = scratch.path().join("node.sock");
     let node = Node::start(&socket, &[Arc::clone(&dataset)]).await;
-    let (rest, image, tree) = (scratch.folder("rest"), scratch.folder("image"), scratch.folder("tree"));
-    let object_fuse = mount::fuse::mount(&rest).unwrap();
+    let (rest, tree) = (scratch.folder("rest"), scratch.folder("tree"));
+    let object_fuse = mount::fuse::mount(mount::fuse::SOURCE, &rest).unwrap();
     let registry = Registry::new();
     let table = forebay_catalog::ObjectTable::open(&dataset.folder().join("objects.table")).unwrap();
-    registry.mount(&dataset.uid, &dataset.catalog_id, table, &socket);
-    let server = Server::start(object_fuse.session, registry).unwrap();
-    let file = mount::open_beneath(scratch.path(), &dataset.folder().join("image.erofs"), OFlags::RDONLY).unwrap();
-    mount::erofs::mount(file, &image).unwrap();
-    let (tree_, image_, rest_, objects) = (tree.clone(), image.clone(), rest.clone(), dataset.cache.objects());
+    let shown = (mode == Wanted::Fuse).then(|| {
+        let image = forebay_catalog::TreeImage::open(&dataset.folder().join("image.erofs")).unwrap();
+        let bytes = dataset.files.iter().map(|file| file.size).sum();
+        Tree::new(7, &dataset.catalog_id, image, dataset.files.len() as u64, bytes)
+    });
+    registry.mount(&dataset.uid, &dataset.catalog_id, table, shown, &socket);
+    let server = Server::start(Arc::new(object_fuse.session), registry, None).unwrap();
+    let mounting = Mounting { dataset: Arc::clone(&dataset), rest: rest.clone(), tree: tree.clone() };
     // The kernel asks the FUSE layer while it mounts.
-    tokio::task::spawn_blocking(move || {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let open = |path: &PathBuf| rustix::fs::open(path, flags, rustix::fs::Mode::empty()).unwrap();
-        let (image, rest, objects) = (open(&image_), open(&rest_), open(&objects));
-        mount::overlay::mount("forebay", image, &[objects.as_fd(), rest.as_fd()], &tree_).unwrap();
+    let image = scratch.folder("image");
+    tokio::task::spawn_blocking(move || match mode {
+        Wanted::Fuse => mount::bind(&mounting.rest.join("tree-7"), &mounting.tree).unwrap(),
+        _ => mounting.overlay(&image),
     })
     .await
     .unwrap();
     Mounted { server: Some(server), node, dataset, tree, rest, scratch }
+}
+
+struct Mounting {
+    dataset: Arc<Dataset>,
+    rest: PathBuf,
+    tree: PathBuf,
+}
+
+impl Mounting {
+    fn overlay(&self, image: &Path) {
+        let file = mount::open_beneath(&self.dataset.folder(), Path::new("image.erofs"), OFlags::RDONLY).unwrap();
+        mount::erofs::mount(file, image).unwrap();
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let open = |path: &Path| rustix::fs::open(path, flags, rustix::fs::Mode::empty()).unwrap();
+        let (image, rest, objects) = (open(image), open(&self.rest), open(&self.dataset.cache.objects()));
+        mount::overlay::mount("forebay", image, &[objects.as_fd(), rest.as_fd()], &self.tree).unwrap();
+    }
 }
 
 impl Mounted {
@@ -62,12 +93,8 @@ impl Mounted {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn files_read_right_while_objects_are_absent_appear_and_are_complete() {
-    if !can_mount() {
-        return;
-    }
-    let mounted = mounted(&[("a/small", 10), ("a/large", 5_000_001), ("b/there", 70_000), ("empty", 0)]).await;
+async fn files_read_right_while_objects_are_absent_appear_and_are_complete(mode: Wanted) {
+    let mounted = mounted(mode, &[("a/small", 10), ("a/large", 5_000_001), ("b/there", 70_000), ("empty", 0)]).await;
     let dataset = Arc::clone(&mounted.dataset);
     dataset.complete(dataset.file("b/there"));
     for _ in 0..2 {
@@ -81,12 +108,8 @@ async fn files_read_right_while_objects_are_absent_appear_and_are_complete() {
     assert_eq!((stat.st_uid, stat.st_gid, stat.st_mode & 0o7777, stat.st_size), (1000, 1001, 0o444, 5_000_001));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn reads_fail_with_an_errno_that_says_why() {
-    if !can_mount() {
-        return;
-    }
-    let mounted = mounted(&[("changed", 4000), ("gone", 4000), ("fine", 4000)]).await;
+async fn reads_fail_with_an_errno_that_says_why(mode: Wanted) {
+    let mounted = mounted(mode, &[("changed", 4000), ("gone", 4000), ("fine", 4000)]).await;
     mounted.node.fail("changed", FailureKind::Changed);
     mounted.node.fail("gone", FailureKind::Source);
     assert_eq!(mounted.read("changed").await.unwrap_err().raw_os_error(), Some(libc::ESTALE));
@@ -97,12 +120,8 @@ async fn reads_fail_with_an_errno_that_says_why() {
     assert_eq!(mounted.read("changed").await.unwrap().len(), 4000);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn opening_does_not_wait_for_the_source_and_a_reader_that_is_interrupted_does_not_either() {
-    if !can_mount() {
-        return;
-    }
-    let mounted = mounted(&[("slow", 1_000_000), ("other", 1000)]).await;
+async fn opening_does_not_wait_for_the_source_and_a_reader_that_is_interrupted_does_not_either(mode: Wanted) {
+    let mounted = mounted(mode, &[("slow", 1_000_000), ("other", 1000)]).await;
     mounted.node.slow(Duration::from_secs(600));
     let path = mounted.tree.join("slow");
     let since = Instant::now();
@@ -126,15 +145,11 @@ async fn opening_does_not_wait_for_the_source_and_a_reader_that_is_interrupted_d
     assert_eq!(mounted.read("other").await.unwrap().len(), 1000);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_read_does_not_hold_up_others() {
-    if !can_mount() {
-        return;
-    }
+async fn a_slow_read_does_not_hold_up_others(mode: Wanted) {
     let names: Vec<String> = (0..40).map(|number| format!("slow{number}")).collect();
     let mut files: Vec<(&str, u64)> = names.iter().map(|name| (name.as_str(), 1000)).collect();
     files.push(("fast", 1000));
-    let mounted = mounted(&files).await;
+    let mounted = mounted(mode, &files).await;
     mounted.read("fast").await.unwrap();
     mounted.node.slow(Duration::from_secs(600));
     let mut readers = Vec::new();
@@ -153,12 +168,8 @@ async fn a_slow_read_does_not_hold_up_others() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_known_to_be_present_is_read_without_asking_and_reported() {
-    if !can_mount() {
-        return;
-    }
-    let mounted = mounted(&[("a", 1_000_000)]).await;
+async fn what_is_known_to_be_present_is_read_without_asking_and_reported(mode: Wanted) {
+    let mounted = mounted(mode, &[("a", 1_000_000)]).await;
     mounted.node.shared.keep_partial.store(true, Ordering::SeqCst);
     let path = mounted.tree.join("a");
     let expected = mounted.dataset.file("a").bytes(0, 1_000_000);
@@ -181,12 +192,8 @@ async fn what_is_known_to_be_present_is_read_without_asking_and_reported() {
     until("the bytes are reported", || mounted.node.shared.served.load(Ordering::SeqCst) == 10_000_000).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_open_complete_object_is_read_while_the_cache_node_is_away() {
-    if !can_mount() {
-        return;
-    }
-    let mut mounted = mounted(&[("a", 1_000_000)]).await;
+async fn an_open_complete_object_is_read_while_the_cache_node_is_away(mode: Wanted) {
+    let mut mounted = mounted(mode, &[("a", 1_000_000)]).await;
     let path = mounted.tree.join("a");
     let file = tokio::task::spawn_blocking(move || {
         let file = std::fs::File::options().read(true).custom_flags(libc::O_DIRECT).open(path).unwrap();
@@ -205,12 +212,8 @@ async fn an_open_complete_object_is_read_while_the_cache_node_is_away() {
     .unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn unmounting_ends_the_session() {
-    if !can_mount() {
-        return;
-    }
-    let mut mounted = mounted(&[("a", 100)]).await;
+async fn unmounting_ends_the_session(mode: Wanted) {
+    let mut mounted = mounted(mode, &[("a", 100)]).await;
     mounted.read("a").await.unwrap();
     for path in mounted.scratch.mounts().into_iter().rev() {
         mount::unmount(&path).unwrap();
@@ -220,12 +223,8 @@ async fn unmounting_ends_the_session() {
     server.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_object_tree_has_folders_by_prefix_and_knows_no_other_names() {
-    if !can_mount() {
-        return;
-    }
-    let mounted = mounted(&[("a", 100)]).await;
+async fn the_object_tree_has_folders_by_prefix_and_knows_no_other_names(mode: Wanted) {
+    let mounted = mounted(mode, &[("a", 100)]).await;
     let (rest, id) = (mounted.rest.clone(), mounted.dataset.file("a").id);
     tokio::task::spawn_blocking(move || {
         let mut names: Vec<_> =

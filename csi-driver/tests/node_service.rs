@@ -6,9 +6,16 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use forebay_csi::mount::mode::Wanted;
 use forebay_csi::node::NodeError;
-use support::can_mount;
 use support::plugin::{World, run_daemon};
+
+in_both_modes! {
+    calls_may_be_repeated_and_come_in_parallel_and_nothing_is_left
+    without_a_daemon_staging_says_so_and_leaves_nothing_and_then_succeeds
+    a_dataset_that_becomes_ready_while_staging_waits_is_mounted
+    a_cache_folder_with_a_link_in_it_is_not_followed
+}
 
 #[test]
 #[ignore = "the daemon's process of the other tests"]
@@ -16,12 +23,8 @@ fn daemon_process() {
     run_daemon();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_may_be_repeated_and_come_in_parallel_and_nothing_is_left() {
-    if !can_mount() {
-        return;
-    }
-    let mut world = World::new(&[&[("a", 100_000)], &[("b", 10)]]).await;
+async fn calls_may_be_repeated_and_come_in_parallel_and_nothing_is_left(mode: Wanted) {
+    let mut world = World::new(mode, &[&[("a", 100_000)], &[("b", 10)]]).await;
     world.start_plugin().await;
     world.start_daemon();
     let nothing = world.scratch.mounts();
@@ -38,12 +41,13 @@ async fn calls_may_be_repeated_and_come_in_parallel_and_nothing_is_left() {
                 plugin.publish(uid, &world.staging(0), target).await.unwrap();
             }
         }
-        // Object FUSE, two catalogs, two trees, two pods: none stacked.
+        // Object FUSE, in mode Kernel two catalogs, two trees, two pods: none stacked.
+        let catalogs = if mode == Wanted::Kernel { 2 } else { 0 };
         let mut mounts = world.scratch.mounts();
-        assert_eq!(mounts.len(), 7, "{mounts:#?}");
+        assert_eq!(mounts.len(), 5 + catalogs, "{mounts:#?}");
         mounts.sort();
         mounts.dedup();
-        assert_eq!(mounts.len(), 7);
+        assert_eq!(mounts.len(), 5 + catalogs);
         let path = targets[0].join("a");
         let (bytes, write) = tokio::task::spawn_blocking(move || {
             (std::fs::read(&path).unwrap(), std::fs::File::options().write(true).open(&path).unwrap_err())
@@ -65,18 +69,14 @@ async fn calls_may_be_repeated_and_come_in_parallel_and_nothing_is_left() {
             first.unwrap();
             second.unwrap();
         }
-        assert_eq!(world.scratch.mounts().len(), 3);
+        assert_eq!(world.scratch.mounts().len(), 2 + catalogs / 2);
         plugin.unstage(&world.datasets[1].uid, &world.staging(1)).await.unwrap();
         assert_eq!(world.scratch.mounts(), nothing);
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_a_daemon_staging_says_so_and_leaves_nothing_and_then_succeeds() {
-    if !can_mount() {
-        return;
-    }
-    let mut world = World::new(&[&[("a", 100_000)]]).await;
+async fn without_a_daemon_staging_says_so_and_leaves_nothing_and_then_succeeds(mode: Wanted) {
+    let mut world = World::new(mode, &[&[("a", 100_000)]]).await;
     world.start_plugin().await;
     let error = world.stage(0).await.unwrap_err();
     assert!(error.to_string().contains("no forebay-fuse daemon is connected on this node"), "{error}");
@@ -85,12 +85,8 @@ async fn without_a_daemon_staging_says_so_and_leaves_nothing_and_then_succeeds()
     world.stage(0).await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dataset_that_becomes_ready_while_staging_waits_is_mounted() {
-    if !can_mount() {
-        return;
-    }
-    let mut world = World::new(&[&[("a", 100_000)]]).await;
+async fn a_dataset_that_becomes_ready_while_staging_waits_is_mounted(mode: Wanted) {
+    let mut world = World::new(mode, &[&[("a", 100_000)]]).await;
     world.write_objects(|_, dataset| dataset["status"] = serde_json::json!({}));
     world.start_plugin().await;
     world.start_daemon();
@@ -106,17 +102,16 @@ async fn a_dataset_that_becomes_ready_while_staging_waits_is_mounted() {
     assert!(since.elapsed() < Duration::from_secs(8));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cache_folder_with_a_link_in_it_is_not_followed() {
-    if !can_mount() {
-        return;
-    }
-    let mut world = World::new(&[&[("a", 100_000)]]).await;
+async fn a_cache_folder_with_a_link_in_it_is_not_followed(mode: Wanted) {
+    let mut world = World::new(mode, &[&[("a", 100_000)]]).await;
     world.start_plugin().await;
     world.start_daemon();
-    let objects = world.datasets[0].cache.objects();
-    std::fs::rename(&objects, objects.with_extension("moved")).unwrap();
-    std::os::unix::fs::symlink("/etc", &objects).unwrap();
+    let (bent, target) = match mode {
+        Wanted::Fuse => (world.datasets[0].folder().join("image.erofs"), "/etc/passwd"),
+        _ => (world.datasets[0].cache.objects(), "/etc"),
+    };
+    std::fs::rename(&bent, bent.with_extension("moved")).unwrap();
+    std::os::unix::fs::symlink(target, &bent).unwrap();
     let error = world.stage(0).await.unwrap_err();
     assert!(matches!(error, NodeError::File { .. }), "{error}");
     assert!(world.scratch.mounts().is_empty());

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use forebay_csi::mount::mode::Wanted;
 use support::can_mount;
 use support::plugin::{World, run_daemon};
 
@@ -121,7 +122,7 @@ async fn figures() {
     let names: Vec<_> = (0..SMALL).map(|number| format!("small/{number}")).collect();
     let mut files: Vec<(&str, u64)> = vec![("large", SIZE)];
     files.extend(names.iter().map(|name| (name.as_str(), 65536)));
-    let mut world = World::new(&[&files, &files]).await;
+    let mut world = World::new(Wanted::Kernel, &[&files, &files]).await;
     // The second dataset's objects have the same ids, as they have the same source: only the first to complete them.
     let native = world.scratch.folder("native");
     std::fs::create_dir_all(native.join("small")).unwrap();
@@ -155,6 +156,96 @@ async fn figures() {
     tokio::task::spawn_blocking(move || {
         measure("overlay", &tree);
         measure("native", &native);
+    })
+    .await
+    .unwrap();
+}
+
+/// Files of the folder that is listed.
+const MANY: usize = 100_000;
+
+/// Thousands a second of stat of known paths.
+fn stats(folder: &Path, threads: usize) -> f64 {
+    let each = 20_000;
+    let paths: Vec<_> = (0..each * threads).map(|number| folder.join(format!("many/{number}"))).collect();
+    drop_caches();
+    let since = Instant::now();
+    std::thread::scope(|scope| {
+        for paths in paths.chunks(each) {
+            scope.spawn(move || paths.iter().for_each(|path| assert_eq!(path.metadata().unwrap().len(), 5)));
+        }
+    });
+    paths.len() as f64 / since.elapsed().as_secs_f64() / 1000.0
+}
+
+/// Seconds of reading a folder and the attributes of each entry.
+fn listing(folder: &Path, cold: bool) -> f64 {
+    if cold {
+        drop_caches();
+    }
+    let since = Instant::now();
+    let sizes = std::fs::read_dir(folder.join("many")).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len());
+    assert_eq!(sizes.sum::<u64>(), 5 * MANY as u64);
+    since.elapsed().as_secs_f64()
+}
+
+fn measure_names(name: &str, folder: &Path) {
+    let median = |measure: &dyn Fn() -> f64| {
+        let mut runs: Vec<_> = (0..5).map(|_| measure()).collect();
+        runs.sort_by(f64::total_cmp);
+        runs[2]
+    };
+    println!(
+        "{name:>10}: small cold {:.1}k again {:.1}k, stat cold {:.0}k, 2 threads {:.0}k, list {MANY} cold {:.3} s again {:.3} s",
+        median(&|| small(folder, true)),
+        median(&|| small(folder, false)),
+        median(&|| stats(folder, 1)),
+        median(&|| stats(folder, 2)),
+        median(&|| listing(folder, true)),
+        median(&|| listing(folder, false)),
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "prints figures"]
+async fn figures_of_the_tree() {
+    if !can_mount() {
+        return;
+    }
+    let small_names: Vec<_> = (0..SMALL).map(|number| format!("small/{number}")).collect();
+    let many: Vec<_> = (0..MANY).map(|number| format!("many/{number}")).collect();
+    let mut files: Vec<(&str, u64)> = small_names.iter().map(|name| (name.as_str(), 65536)).collect();
+    files.extend(many.iter().map(|name| (name.as_str(), 5)));
+    let mut worlds = Vec::new();
+    for mode in [Wanted::Kernel, Wanted::Fuse] {
+        let mut world = World::new(mode, &[&files]).await;
+        world.start_plugin().await;
+        world.start_daemon();
+        for file in world.datasets[0].files.iter().filter(|file| file.size > 5) {
+            world.datasets[0].complete(file);
+        }
+        world.stage(0).await.unwrap();
+        worlds.push(world);
+    }
+    let native = worlds[0].scratch.folder("native");
+    for folder in ["small", "many"] {
+        std::fs::create_dir_all(native.join(folder)).unwrap();
+    }
+    for file in &worlds[0].datasets[0].files {
+        std::fs::write(native.join(&file.path), file.bytes(0, file.size as usize)).unwrap();
+    }
+    let (kernel, fuse) = (worlds[0].staging(0), worlds[1].staging(0));
+    let pid = worlds[1].daemon.as_ref().unwrap().pid();
+    tokio::task::spawn_blocking(move || {
+        println!("load {}", std::fs::read_to_string("/proc/loadavg").unwrap().trim());
+        for _ in 0..2 {
+            measure_names("native", &native);
+            measure_names("Kernel", &kernel);
+            measure_names("Fuse", &fuse);
+        }
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let memory = |name: &str| status.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+        println!("daemon: {} {} {}", memory("VmHWM"), memory("RssAnon"), memory("RssFile"));
     })
     .await
     .unwrap();

@@ -10,9 +10,20 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use forebay_csi::mount::mode::Wanted;
 use forebay_protocol::fdsocket::FdSocket;
+use support::Dataset;
 use support::plugin::{Daemon, World, run_daemon};
-use support::{Dataset, can_mount};
+
+in_both_modes! {
+    no_read_fails_when_an_unprivileged_daemon_is_killed_twenty_times
+    a_restarted_plugin_takes_the_session_back_and_a_killed_daemon_still_has_a_successor
+    after_plugin_and_daemon_were_down_at_once_new_pods_read_again
+    a_daemon_that_is_asked_to_end_while_there_is_no_plugin_waits_for_one_to_take_the_session
+    a_daemon_that_is_asked_to_end_leaves_nothing_undone
+    reads_wait_while_the_cache_node_is_away_and_then_succeed
+    the_broker_gives_nothing_to_other_users
+}
 
 #[test]
 #[ignore = "the daemon's process of the other tests"]
@@ -115,12 +126,8 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 
 const FILES: &[(&str, u64)] = &[("a", 3_000_000), ("b/c", 900_001), ("b/d", 5_000), ("e", 12_000_000)];
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_read_fails_when_an_unprivileged_daemon_is_killed_twenty_times() {
-    if !can_mount() {
-        return;
-    }
-    let mut world = World::new(&[FILES]).await;
+async fn no_read_fails_when_an_unprivileged_daemon_is_killed_twenty_times(mode: Wanted) {
+    let mut world = World::new(mode, &[FILES]).await;
     world.cache_node.shared.keep_partial.store(true, Ordering::SeqCst);
     world.cache_node.slow(Duration::from_millis(2));
     world.start_plugin().await;
@@ -144,12 +151,8 @@ async fn no_read_fails_when_an_unprivileged_daemon_is_killed_twenty_times() {
     until("no lease is left", || world.cache_node.shared.leases.load(Ordering::SeqCst) == 0).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restarted_plugin_takes_the_session_back_and_a_killed_daemon_still_has_a_successor() {
-    if !can_mount() {
-        return;
-    }
-    let mut world = World::new(&[FILES, &[("x", 700_000)]]).await;
+async fn a_restarted_plugin_takes_the_session_back_and_a_killed_daemon_still_has_a_successor(mode: Wanted) {
+    let mut world = World::new(mode, &[FILES, &[("x", 700_000)]]).await;
     world.cache_node.shared.keep_partial.store(true, Ordering::SeqCst);
     world.start_plugin().await;
     world.start_daemon();
@@ -175,12 +178,8 @@ async fn a_restarted_plugin_takes_the_session_back_and_a_killed_daemon_still_has
     readers.stop();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_plugin_and_daemon_were_down_at_once_new_pods_read_again() {
-    if !can_mount() {
-        return;
-    }
-    let mut world = World::new(&[FILES]).await;
+async fn after_plugin_and_daemon_were_down_at_once_new_pods_read_again(mode: Wanted) {
+    let mut world = World::new(mode, &[FILES]).await;
     world.cache_node.shared.keep_partial.store(true, Ordering::SeqCst);
     world.start_plugin().await;
     world.start_daemon();
@@ -207,12 +206,8 @@ async fn after_plugin_and_daemon_were_down_at_once_new_pods_read_again() {
     assert!(world.scratch.mounts().is_empty());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_daemon_that_is_asked_to_end_while_there_is_no_plugin_waits_for_one_to_take_the_session() {
-    if !can_mount() {
-        return;
-    }
-    let mut world = World::new(&[FILES]).await;
+async fn a_daemon_that_is_asked_to_end_while_there_is_no_plugin_waits_for_one_to_take_the_session(mode: Wanted) {
+    let mut world = World::new(mode, &[FILES]).await;
     world.cache_node.shared.keep_partial.store(true, Ordering::SeqCst);
     world.start_plugin().await;
     world.start_daemon();
@@ -232,12 +227,8 @@ async fn a_daemon_that_is_asked_to_end_while_there_is_no_plugin_waits_for_one_to
     readers.stop();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_daemon_that_is_asked_to_end_leaves_nothing_undone() {
-    if !can_mount() {
-        return;
-    }
-    let mut world = World::new(&[FILES]).await;
+async fn a_daemon_that_is_asked_to_end_leaves_nothing_undone(mode: Wanted) {
+    let mut world = World::new(mode, &[FILES]).await;
     world.cache_node.shared.keep_partial.store(true, Ordering::SeqCst);
     world.cache_node.slow(Duration::from_millis(1));
     world.start_plugin().await;
@@ -255,12 +246,8 @@ async fn a_daemon_that_is_asked_to_end_leaves_nothing_undone() {
     readers.stop();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn reads_wait_while_the_cache_node_is_away_and_then_succeed() {
-    if !can_mount() {
-        return;
-    }
-    let mut world = World::new(&[FILES]).await;
+async fn reads_wait_while_the_cache_node_is_away_and_then_succeed(mode: Wanted) {
+    let mut world = World::new(mode, &[FILES]).await;
     world.cache_node.shared.keep_partial.store(true, Ordering::SeqCst);
     world.cache_node.slow(Duration::from_millis(2));
     world.start_plugin().await;
@@ -280,12 +267,8 @@ async fn reads_wait_while_the_cache_node_is_away_and_then_succeed() {
     assert!(longest >= 250, "reads did not wait: the longest took {longest} ms");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_broker_gives_nothing_to_other_users() {
-    if !can_mount() {
-        return;
-    }
-    let mut world = World::new(&[FILES]).await;
+async fn the_broker_gives_nothing_to_other_users(mode: Wanted) {
+    let mut world = World::new(mode, &[FILES]).await;
     world.start_plugin().await;
     // Root may connect to any socket, but is not the daemon's user.
     let socket = FdSocket::connect(&world.paths.broker_socket()).await.unwrap();

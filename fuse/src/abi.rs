@@ -55,6 +55,7 @@ pub mod op {
     pub const DESTROY: u32 = 38;
     pub const BATCH_FORGET: u32 = 42;
     pub const FALLOCATE: u32 = 43;
+    pub const READDIRPLUS: u32 = 44;
     pub const RENAME2: u32 = 45;
     pub const TMPFILE: u32 = 51;
 }
@@ -63,6 +64,8 @@ pub mod op {
 pub mod init {
     #![allow(missing_docs)]
     pub const ASYNC_READ: u64 = 1;
+    pub const DO_READDIRPLUS: u64 = 1 << 13;
+    pub const READDIRPLUS_AUTO: u64 = 1 << 14;
     pub const PARALLEL_DIROPS: u64 = 1 << 18;
     pub const MAX_PAGES: u64 = 1 << 22;
     pub const INIT_EXT: u64 = 1 << 30;
@@ -76,6 +79,8 @@ pub mod fopen {
     pub const KEEP_CACHE: u32 = 1 << 1;
     pub const CACHE_DIR: u32 = 1 << 3;
     pub const NOFLUSH: u32 = 1 << 5;
+    /// Not together with `KEEP_CACHE`.
+    pub const PASSTHROUGH: u32 = 1 << 7;
 }
 
 /// Before each request.
@@ -253,7 +258,25 @@ pub struct StatfsOut {
     pub spare: [u32; 6],
 }
 
-/// Before each name in the answer to READDIR; the name follows, padded to 8 bytes.
+/// GETXATTR, before the name, and LISTXATTR: how many bytes the reader has room for; 0 asks how many it needs.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+#[allow(missing_docs)]
+pub struct GetxattrIn {
+    pub size: u32,
+    pub padding: u32,
+}
+
+/// The answer to GETXATTR and LISTXATTR that ask for a size.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+#[allow(missing_docs)]
+pub struct GetxattrOut {
+    pub size: u32,
+    pub padding: u32,
+}
+
+/// Before each name in the answer to READDIR; the name follows, padded to 8 bytes. In READDIRPLUS an [`EntryOut`] comes before it.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 #[allow(missing_docs)]
@@ -281,5 +304,7 @@ mod tests {
         assert_eq!(size_of::<ReadIn>(), 40);
         assert_eq!(size_of::<StatfsOut>(), 80);
         assert_eq!(size_of::<Dirent>(), 24);
+        assert_eq!(size_of::<GetxattrIn>(), 8);
+        assert_eq!(size_of::<GetxattrOut>(), 8);
     }
 }

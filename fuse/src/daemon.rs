@@ -2,17 +2,20 @@
 //! and serves them. When the plugin goes away it serves on, and gives the next one the descriptor.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_catalog::ObjectTable;
+use forebay_catalog::{ObjectTable, TreeImage};
 use forebay_protocol::broker::{FromDaemon, FromPlugin, Hello, Mounted, Serving, from_daemon, from_plugin};
 use forebay_protocol::fdsocket::FdSocket;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
 
-use crate::{Registry, Server};
+use crate::passthrough::{OpenTable, Passthrough, RegistrarByPlugin};
+use crate::{Registry, Server, Tree};
 
 /// First pause before connecting to the plugin again; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -101,11 +104,12 @@ impl Daemon {
     /// One connection: says hello, then does as it is told until the plugin closes.
     async fn talk(&mut self, plugin: &FdSocket) -> Result<(), ConnectionError> {
         let session = self.serving.as_ref().map(|(session, server)| (session.clone(), server.fd()));
+        let table = self.serving.as_ref().and_then(|(_, server)| server.passthrough()).map(Passthrough::table);
         let hello = Hello {
             session: session.as_ref().map(|(session, _)| session.clone()).unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let fds: Vec<_> = session.iter().map(|(_, fd)| fd.as_fd()).collect();
+        let fds: Vec<_> = session.iter().map(|(_, fd)| fd.as_fd()).chain(table.map(AsFd::as_fd)).collect();
         plugin.send(&FromDaemon { message: Some(from_daemon::Message::Hello(hello)) }, &fds).await?;
         drop(fds);
         drop(session);
@@ -117,7 +121,7 @@ impl Daemon {
                     if let Some(named) = &mut named {
                         named.insert((mounted.dataset_uid.clone(), mounted.catalog_id.clone()));
                     }
-                    self.mounted(&mounted, fds.pop())?;
+                    self.mounted(&mounted, fds)?;
                 }
                 Some(from_plugin::Message::Unmounted(unmounted)) => {
                     self.registry.unmount(&unmounted.dataset_uid, &unmounted.catalog_id);
@@ -126,7 +130,7 @@ impl Daemon {
                     if let Some(named) = named.take() {
                         self.registry.retain(|it| named.contains(&(it.dataset_uid.clone(), it.catalog_id.clone())));
                     }
-                    self.serve(&serve.session, fds.pop())?;
+                    self.serve(&serve.session, fds)?;
                     let serving = Serving { session: serve.session };
                     plugin.send(&FromDaemon { message: Some(from_daemon::Message::Serving(serving)) }, &[]).await?;
                     self.may_end.send_replace(true);
@@ -144,25 +148,56 @@ impl Daemon {
         Ok(())
     }
 
-    fn mounted(&self, mounted: &Mounted, table: Option<OwnedFd>) -> Result<(), ConnectionError> {
-        let table = table.ok_or(ConnectionError::Protocol("named a catalog without its table"))?;
-        let table = ObjectTable::from_file(&table.into())
+    fn mounted(&self, mounted: &Mounted, fds: Vec<OwnedFd>) -> Result<(), ConnectionError> {
+        let mut fds = fds.into_iter().map(File::from);
+        let table = fds.next().ok_or(ConnectionError::Protocol("named a catalog without its table"))?;
+        let table = ObjectTable::from_file(&table)
             .map_err(|source| ConnectionError::Table { catalog: mounted.catalog_id.clone(), source })?;
-        self.registry.mount(&mounted.dataset_uid, &mounted.catalog_id, table, Path::new(&mounted.node_socket));
-        tracing::info!(dataset = mounted.dataset_uid, catalog = mounted.catalog_id, "serving the objects of a catalog");
+        let tree = match &mounted.tree {
+            Some(tree) => open_tree(tree, &mounted.catalog_id, fds.next())?,
+            None => None,
+        };
+        let (dataset, catalog, shows_tree) = (&mounted.dataset_uid, &mounted.catalog_id, tree.is_some());
+        self.registry.mount(dataset, catalog, table, tree, Path::new(&mounted.node_socket));
+        tracing::info!(dataset, catalog, tree = shows_tree, "serving the objects of a catalog");
         Ok(())
     }
 
-    fn serve(&mut self, session: &str, fd: Option<OwnedFd>) -> Result<(), ConnectionError> {
-        match (fd, &self.serving) {
+    fn serve(&mut self, session: &str, fds: Vec<OwnedFd>) -> Result<(), ConnectionError> {
+        let mut fds = fds.into_iter();
+        match (fds.next(), &self.serving) {
             (None, Some((known, _))) if known == session => Ok(()),
             (None, _) => Err(ConnectionError::Protocol("named a session without its descriptor")),
             (Some(fd), _) => {
+                let passthrough = fds.next().map(|table| self.passthrough(session, table)).transpose()?;
                 // A session that is replaced was unmounted while there was no connection.
-                self.serving = Some((session.to_owned(), Server::start(fd, self.registry.clone())?));
+                let server = Server::start(Arc::new(fd), self.registry.clone(), passthrough)?;
+                self.serving = Some((session.to_owned(), server));
                 tracing::info!(session, "serving a session");
                 Ok(())
             }
+        }
+    }
+
+    fn passthrough(&self, session: &str, table: OwnedFd) -> Result<Passthrough, ConnectionError> {
+        Ok(Passthrough::new(OpenTable::from_fd(table)?, Box::new(RegistrarByPlugin::new(&self.broker, session))))
+    }
+}
+
+/// None if the image is none.
+fn open_tree(
+    tree: &forebay_protocol::broker::Tree,
+    catalog_id: &str,
+    image: Option<File>,
+) -> Result<Option<Tree>, ConnectionError> {
+    let image = image.ok_or(ConnectionError::Protocol("named a tree without its image"))?;
+    let slot = u16::try_from(tree.slot).map_err(|_| ConnectionError::Protocol("gave a tree a slot that is none"))?;
+    match TreeImage::from_file(&image) {
+        Ok(image) => Ok(Some(Tree::new(slot, catalog_id, image, tree.files, tree.bytes))),
+        // The others are served all the same.
+        Err(error) => {
+            tracing::error!(catalog = catalog_id, %error, "the tree of a catalog can't be served");
+            Ok(None)
         }
     }
 }

@@ -97,7 +97,10 @@ fn negotiate(offer: &InitIn, flags2: u32) -> (InitOut, Agreed) {
     let extended = u64::from(offer.flags) & init::INIT_EXT != 0;
     let offered = u64::from(offer.flags) | if extended { u64::from(flags2) << 32 } else { 0 };
     // Not ASYNC_DIO: with it a direct read is waited for uninterruptibly, so a reader could not be killed while the source is slow.
+    // READDIRPLUS: attributes come with the names, so that `ls -l` needs no request an entry; AUTO, only to who asks for attributes.
     let wanted = init::ASYNC_READ
+        | init::DO_READDIRPLUS
+        | init::READDIRPLUS_AUTO
         | init::PARALLEL_DIROPS
         | init::MAX_PAGES
         | init::INIT_EXT

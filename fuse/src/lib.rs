@@ -1,5 +1,5 @@
 //! The FUSE side of a mount: the kernel's ABI, the handshake that the holder of /dev/fuse makes, the session loop, the file system of
-//! objects by id, and the client of the local cache node. Knows nothing of Kubernetes.
+//! objects by id and of catalogs' trees, and the client of the local cache node. Knows nothing of Kubernetes.
 //!
 //! In one process (`forebay mount`): [`handshake::open_device`], mount, [`handshake::answer_init`], [`Registry::mount`], [`Server::start`].
 //! Apart (Kubernetes): the CSI plugin does the first three, and the daemon, [`daemon::run`], the rest.
@@ -9,13 +9,18 @@ mod backing;
 pub mod daemon;
 pub mod handshake;
 mod lease;
+mod listing;
 mod node_client;
 pub mod objects;
+pub mod passthrough;
 mod ranges;
 mod registry;
 pub mod session;
 pub mod supervise;
+mod tree;
 mod wake;
 
+pub use passthrough::Passthrough;
 pub use registry::{Found, MountedCatalog, NotFound, Registry};
 pub use session::Server;
+pub use tree::{Tree, folder_name as tree_folder};

@@ -1,6 +1,7 @@
 //! The object file system: every object of every mounted catalog as a regular file `ab/cdef...`, the overlay's last data layer. It keeps no
-//! state that a successor would need: node ids are made of object ids, file handles are only counted, FORGET means nothing. What is known to
-//! be present is answered at once by the calling thread; everything else becomes a future.
+//! state that a successor would need: node ids are made of object ids, file handles are only counted, FORGET means nothing; which inodes are
+//! open, and how, is in the session's table. What is known to be present is answered at once by the calling thread; everything else becomes a
+//! future. A complete object is passed through.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -13,14 +14,17 @@ use nix::errno::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::abi::{
-    Attr, AttrOut, Dirent, EntryOut, InHeader, OpenOut, ROOT_ID, ReadIn, ReleaseIn, StatfsOut, fopen, op,
+    Attr, AttrOut, EntryOut, InHeader, OpenOut, ROOT_ID, ReadIn, ReleaseIn, StatfsOut, UNIQUE_RESEND, fopen, op,
 };
 use crate::backing::Bytes;
 use crate::lease::{OpenObject, ReadError};
+use crate::listing::Listing;
+use crate::passthrough::{Mode, Passthrough};
 use crate::registry::{Found, NotFound, Registry};
+use crate::tree;
 
 /// How long the kernel may keep names and attributes: objects never change, and a longer time would change nothing.
-const TIMEOUT_SECONDS: u64 = 3600;
+pub(crate) const TIMEOUT_SECONDS: u64 = 3600;
 
 /// Node id of folder `00`; those of `01` to `ff` follow.
 const FIRST_FOLDER: u64 = 2;
@@ -55,6 +59,7 @@ pub type Later = Pin<Box<dyn Future<Output = Result<Bytes, Errno>> + Send>>;
 #[derive(Clone, Debug)]
 pub struct Objects {
     registry: Registry,
+    passthrough: Option<Arc<Passthrough>>,
     open: Arc<Mutex<HashMap<u64, Open>>>,
     /// Handles of this daemon, as opposed to those that its predecessor gave out.
     own_handle: u64,
@@ -68,14 +73,23 @@ struct Open {
 
 impl Objects {
     /// Serves what is in `registry`.
-    pub fn new(registry: Registry) -> Self {
+    pub fn new(registry: Registry, passthrough: Option<Passthrough>) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // Differs from any earlier daemon's on this machine, unless both started in the same nanosecond.
-        Self { registry, open: Arc::default(), own_handle: now.as_nanos() as u64 }
+        let passthrough = passthrough.map(Arc::new);
+        Self { registry, passthrough, open: Arc::default(), own_handle: now.as_nanos() as u64 }
+    }
+
+    /// Which files the kernel reads itself, if any.
+    pub fn passthrough(&self) -> Option<&Passthrough> {
+        self.passthrough.as_deref()
     }
 
     /// Answers one request. `answer` holds at least [`crate::session::ANSWER_BYTES`].
     pub fn handle(&self, header: &InHeader, body: &[u8], answer: &mut [u8]) -> Outcome {
+        if let Some(result) = tree::handle(&self.registry, header, body, answer) {
+            return result.unwrap_or_else(Outcome::Error);
+        }
         let result = match header.opcode {
             op::LOOKUP => self.lookup(header.nodeid, body).map(|entry| put(&entry, answer)),
             op::GETATTR => self.attributes(header.nodeid).map(|attr| {
@@ -84,12 +98,17 @@ impl Objects {
             }),
             op::OPEN => self.open(header.nodeid, answer),
             op::READ => self.read(header.nodeid, body, answer),
-            op::RELEASE => self.release(header.nodeid, body),
+            op::RELEASE => self.release(header, body),
             op::OPENDIR => {
                 let flags = fopen::KEEP_CACHE | fopen::CACHE_DIR;
                 Ok(put(&OpenOut { open_flags: flags, ..OpenOut::default() }, answer))
             }
-            op::READDIR => read_folder(header.nodeid, body, answer).map(Outcome::Reply),
+            op::READDIR | op::READDIRPLUS => {
+                read_folder(header.nodeid, body, header.opcode == op::READDIRPLUS, answer).map(Outcome::Reply)
+            }
+            // Not ENOSYS, which the kernel would take to hold for the trees too.
+            op::GETXATTR => Err(Errno::EOPNOTSUPP),
+            op::LISTXATTR => tree::no_xattrs(body, answer),
             op::STATFS => {
                 Ok(put(&StatfsOut { bsize: 4096, frsize: 4096, namelen: 255, ..StatfsOut::default() }, answer))
             }
@@ -108,7 +127,7 @@ impl Objects {
             | op::CREATE
             | op::TMPFILE
             | op::FALLOCATE => Err(Errno::EROFS),
-            // The kernel remembers ENOSYS and does not ask again: GETXATTR, LISTXATTR, LSEEK (the file is all data), POLL, ...
+            // The kernel remembers ENOSYS and does not ask again: LSEEK (the file is all data), POLL, ...
             _ => Err(Errno::ENOSYS),
         };
         result.unwrap_or_else(Outcome::Error)
@@ -147,25 +166,56 @@ impl Objects {
         }
     }
 
-    /// The object with this node id. It was there when the kernel looked it up, so its catalog has been unmounted since.
+    /// The object with this node id. It was there when the kernel looked it up, so if not, its catalog has been unmounted since.
     fn find(&self, node_id: u64) -> Result<Found, Errno> {
+        if tree::owns(node_id) {
+            return tree::find(&self.registry, node_id);
+        }
         self.registry.find_by_node_id(node_id).ok_or(Errno::ESTALE)
     }
 
-    /// Waits for nothing: the lease is taken at the first read, of which there is none if the kernel still has the pages.
+    /// Waits for nothing but the registrar: the lease is taken at the first read, of which there is none if the kernel still has the pages.
     fn open(&self, node_id: u64, answer: &mut [u8]) -> Result<Outcome, Errno> {
-        if node_id < FIRST_OBJECT {
+        if node_id < FIRST_OBJECT && !tree::owns(node_id) {
             return Err(Errno::EISDIR);
         }
-        self.object(node_id, 1)?;
-        let open_flags = fopen::KEEP_CACHE | fopen::NOFLUSH;
-        Ok(put(&OpenOut { fh: self.own_handle, open_flags, ..OpenOut::default() }, answer))
+        let found = self.find(node_id)?;
+        let mode = self.passthrough.as_ref().map_or(Mode::Daemon, |passthrough| passthrough.open(node_id, &found));
+        let out = match mode {
+            Mode::Passthrough(id) => OpenOut {
+                fh: self.own_handle,
+                open_flags: fopen::PASSTHROUGH | fopen::NOFLUSH,
+                backing_id: id.get().cast_signed(),
+            },
+            Mode::Daemon => {
+                self.object(node_id, found, 1);
+                OpenOut { fh: self.own_handle, open_flags: fopen::KEEP_CACHE | fopen::NOFLUSH, ..OpenOut::default() }
+            }
+        };
+        Ok(put(&out, answer))
+    }
+
+    /// The kernel did not take the answer to a request. Of an open it will not tell the end.
+    pub fn not_taken(&self, header: &InHeader) {
+        if header.opcode == op::OPEN {
+            self.end_open(header.nodeid);
+            self.end_handle(header.nodeid, 1);
+        }
+    }
+
+    fn end_open(&self, node_id: u64) {
+        if let Some(passthrough) = &self.passthrough {
+            passthrough.close(node_id);
+        }
     }
 
     fn read(&self, node_id: u64, body: &[u8], answer: &mut [u8]) -> Result<Outcome, Errno> {
         let (request, _) = ReadIn::read_from_prefix(body).map_err(|_| Errno::EINVAL)?;
         // Without a handle of ours it was opened in a predecessor's life.
-        let object = self.object(node_id, 0)?;
+        let object = match self.opened(node_id) {
+            Some(object) => object,
+            None => self.object(node_id, self.find(node_id)?, 0),
+        };
         let size = object.found.size;
         let end = request.offset.saturating_add(u64::from(request.size)).min(size);
         let range = request.offset.min(end)..end;
@@ -183,22 +233,28 @@ impl Objects {
         })))
     }
 
-    fn release(&self, node_id: u64, body: &[u8]) -> Result<Outcome, Errno> {
+    fn release(&self, header: &InHeader, body: &[u8]) -> Result<Outcome, Errno> {
         let (request, _) = ReleaseIn::read_from_prefix(body).map_err(|_| Errno::EINVAL)?;
-        self.end_handle(node_id, u64::from(request.fh == self.own_handle));
+        // Whoever had it before it was sent again may have counted it: rather one open too many than one too few.
+        if header.unique & UNIQUE_RESEND == 0 {
+            self.end_open(header.nodeid);
+        }
+        self.end_handle(header.nodeid, u64::from(request.fh == self.own_handle));
         Ok(Outcome::Reply(0))
     }
 
+    fn opened(&self, node_id: u64) -> Option<Arc<OpenObject>> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.get(&node_id).map(|known| Arc::clone(&known.object))
+    }
+
     /// The opened object, entered with `handles` more handles.
-    fn object(&self, node_id: u64, handles: u64) -> Result<Arc<OpenObject>, Errno> {
+    fn object(&self, node_id: u64, found: Found, handles: u64) -> Arc<OpenObject> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = open.get_mut(&node_id) {
-            known.handles += handles;
-            return Ok(Arc::clone(&known.object));
-        }
-        let object = Arc::new(OpenObject::new(self.find(node_id)?));
-        open.insert(node_id, Open { object: Arc::clone(&object), handles });
-        Ok(object)
+        let known =
+            open.entry(node_id).or_insert_with(|| Open { object: Arc::new(OpenObject::new(found)), handles: 0 });
+        known.handles += handles;
+        Arc::clone(&known.object)
     }
 
     /// Takes handles away; with the last one the lease ends. A predecessor's handle that is still open takes a new lease at its next read.
@@ -225,7 +281,7 @@ fn log_failure(found: &Found, error: &ReadError) -> Errno {
     errno
 }
 
-fn put<T: IntoBytes + Immutable + KnownLayout>(value: &T, answer: &mut [u8]) -> Outcome {
+pub(crate) fn put<T: IntoBytes + Immutable + KnownLayout>(value: &T, answer: &mut [u8]) -> Outcome {
     let bytes = value.as_bytes();
     match answer.get_mut(..bytes.len()) {
         Some(space) => {
@@ -272,28 +328,24 @@ fn folder_of_name(name: &[u8]) -> Option<u64> {
 }
 
 /// The root lists its folders; the folders list nothing, because objects are only ever asked for by name.
-fn read_folder(node_id: u64, body: &[u8], answer: &mut [u8]) -> Result<usize, Errno> {
-    let (request, _) = ReadIn::read_from_prefix(body).map_err(|_| Errno::EINVAL)?;
+fn read_folder(node_id: u64, body: &[u8], plus: bool, answer: &mut [u8]) -> Result<usize, Errno> {
+    let mut listing = Listing::new(body, plus, answer)?;
     let dots = [(node_id, b".".to_vec()), (ROOT_ID, b"..".to_vec())];
     let folders = (FIRST_FOLDER..AFTER_LAST_FOLDER).map(|folder| (folder, folder_name(folder).to_vec()));
     let names = dots.into_iter().chain(folders.filter(|_| node_id == ROOT_ID));
-    let (mut used, space) = (0, (request.size as usize).min(answer.len()));
-    for (index, (ino, name)) in names.enumerate().skip(request.offset as usize) {
-        let entry = Dirent { ino, off: index as u64 + 1, namelen: name.len() as u32, r#type: libc::DT_DIR.into() };
-        let length = (size_of::<Dirent>() + name.len()).next_multiple_of(8);
-        let Some(place) = answer.get_mut(used..used + length).filter(|_| used + length <= space) else { break };
-        place.fill(0);
-        let (head, tail) = place.split_at_mut(size_of::<Dirent>());
-        head.copy_from_slice(entry.as_bytes());
-        tail[..name.len()].copy_from_slice(&name);
-        used += length;
+    for (index, (ino, name)) in names.enumerate().skip(listing.offset as usize) {
+        // Without attributes: whoever wants one asks by name.
+        if !listing.push(ino, libc::DT_DIR, &name, index as u64 + 1, &EntryOut::default()) {
+            break;
+        }
     }
-    Ok(used)
+    Ok(listing.bytes())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::abi::Dirent;
 
     #[test]
     fn folders_have_node_ids_2_to_257() {
@@ -312,7 +364,7 @@ mod tests {
         let (mut offset, mut names) = (0, Vec::new());
         loop {
             let request = ReadIn { fh: 0, offset, size: 100, read_flags: 0, lock_owner: 0, flags: 0, padding: 0 };
-            let length = read_folder(ROOT_ID, request.as_bytes(), &mut answer).unwrap();
+            let length = read_folder(ROOT_ID, request.as_bytes(), false, &mut answer).unwrap();
             if length == 0 {
                 break;
             }

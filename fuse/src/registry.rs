@@ -9,6 +9,7 @@ use std::time::Duration;
 use forebay_catalog::{ObjectId, ObjectTable};
 
 use crate::node_client::NodeClient;
+use crate::tree::Tree;
 
 /// How often the bytes that readers got without asking the cache node are reported to it.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -22,6 +23,8 @@ pub struct MountedCatalog {
     pub catalog_id: String,
     /// The cache node to ask.
     pub node: NodeClient,
+    /// Its tree, where FUSE serves that too.
+    pub tree: Option<Arc<Tree>>,
     table: ObjectTable,
     /// Bytes that readers got without the cache node's doing, since the last report.
     served: AtomicU64,
@@ -63,8 +66,15 @@ impl Registry {
         registry
     }
 
-    /// Adds a catalog, or replaces the one of the same dataset and id.
-    pub fn mount(&self, dataset_uid: &str, catalog_id: &str, table: ObjectTable, node_socket: &Path) {
+    /// Adds a catalog, or replaces the one of the same dataset and id. With a tree, that is served too.
+    pub fn mount(
+        &self,
+        dataset_uid: &str,
+        catalog_id: &str,
+        table: ObjectTable,
+        tree: Option<Tree>,
+        node_socket: &Path,
+    ) {
         let mut catalogs = self.catalogs.write().unwrap_or_else(PoisonError::into_inner);
         // One connection per cache node, however many catalogs it has.
         let node = catalogs.iter().map(|known| &known.node).find(|node| node.path() == node_socket).cloned();
@@ -72,6 +82,7 @@ impl Registry {
             dataset_uid: dataset_uid.to_owned(),
             catalog_id: catalog_id.to_owned(),
             node: node.unwrap_or_else(|| NodeClient::new(node_socket)),
+            tree: tree.map(Arc::new),
             table,
             served: AtomicU64::new(0),
         });
@@ -113,6 +124,15 @@ impl Registry {
         catalogs.iter().find_map(|catalog| {
             let record = catalog.table.find_by_fuse_node_id(node_id)?;
             Some(Found { id: record.id, size: record.size, catalog: Arc::clone(catalog) })
+        })
+    }
+
+    /// The tree in this slot, and its catalog.
+    pub fn find_tree(&self, slot: u16) -> Option<(Arc<MountedCatalog>, Arc<Tree>)> {
+        let catalogs = self.catalogs.read().unwrap_or_else(PoisonError::into_inner);
+        catalogs.iter().find_map(|catalog| {
+            let tree = catalog.tree.as_ref().filter(|tree| tree.slot() == slot)?;
+            Some((Arc::clone(catalog), Arc::clone(tree)))
         })
     }
 

@@ -19,6 +19,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::abi::{self, InHeader, InterruptIn, OutHeader, op};
 use crate::handshake::MAX_PAGES;
 use crate::objects::{Later, Objects, Outcome};
+use crate::passthrough::Passthrough;
 use crate::registry::Registry;
 use crate::wake;
 
@@ -57,13 +58,13 @@ struct Slow {
 }
 
 impl Server {
-    /// Serves the objects of `registry` on `fd`. Must be called within a tokio runtime.
-    pub fn start(fd: OwnedFd, registry: Registry) -> std::io::Result<Self> {
+    /// Serves the objects of `registry` on `fd`; without `passthrough` the daemon reads all files itself. Must be called within a tokio runtime.
+    pub fn start(fd: Arc<OwnedFd>, registry: Registry, passthrough: Option<Passthrough>) -> std::io::Result<Self> {
         wake::install()?;
         let (sender, ended) = watch::channel(false);
         let session = Arc::new(Session {
-            fd: Arc::new(fd),
-            objects: Objects::new(registry),
+            fd,
+            objects: Objects::new(registry, passthrough),
             runtime: Handle::current(),
             stopping: AtomicBool::new(false),
             slow: Mutex::default(),
@@ -81,6 +82,11 @@ impl Server {
     /// The descriptor, to hand it on.
     pub fn fd(&self) -> Arc<OwnedFd> {
         Arc::clone(&self.session.fd)
+    }
+
+    /// Which files the kernel reads itself, if any.
+    pub fn passthrough(&self) -> Option<&Passthrough> {
+        self.session.objects.passthrough()
     }
 
     /// Waits until the file system is unmounted (or the session aborted).
@@ -177,8 +183,14 @@ impl Session {
             return self.interrupt(&header, body);
         }
         match self.objects.handle(&header, body, answer) {
-            Outcome::Reply(length) => self.reply(header.unique, 0, answer.get(..length).unwrap_or_default()),
-            Outcome::Error(errno) => self.reply(header.unique, -(errno as i32), &[]),
+            Outcome::Reply(length) => {
+                if !self.reply(header.unique, 0, answer.get(..length).unwrap_or_default()) {
+                    self.objects.not_taken(&header);
+                }
+            }
+            Outcome::Error(errno) => {
+                self.reply(header.unique, -(errno as i32), &[]);
+            }
             Outcome::Silent => {}
             Outcome::Later(later) => self.finish_later(header.unique, later),
         }
@@ -195,7 +207,7 @@ impl Session {
                 match result {
                     Ok(bytes) => session.reply(unique, 0, &bytes),
                     Err(errno) => session.reply(unique, -(errno as i32), &[]),
-                }
+                };
             }
         });
         slow.by_unique.insert(unique, (ticket, task.abort_handle()));
@@ -220,18 +232,23 @@ impl Session {
                 task.abort();
                 self.reply(interrupt.unique, -(Errno::EINTR as i32), &[]);
             }
-            None => self.reply(header.unique, -(Errno::EAGAIN as i32), &[]),
+            None => {
+                self.reply(header.unique, -(Errno::EAGAIN as i32), &[]);
+            }
         }
     }
 
-    fn reply(&self, unique: u64, error: i32, body: &[u8]) {
+    /// Answers; whether the kernel took it.
+    fn reply(&self, unique: u64, error: i32, body: &[u8]) -> bool {
         let header = OutHeader { len: (size_of::<OutHeader>() + body.len()) as u32, error, unique };
         let parts = [IoSlice::new(header.as_bytes()), IoSlice::new(body)];
         match rustix::io::writev(&*self.fd, &parts) {
+            Ok(_) => true,
             // ENOENT: the request was interrupted, or answered by a server before us. ENODEV: unmounted.
-            Ok(_) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::NODEV) => {}
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NODEV) => false,
             Err(errno) => {
                 tracing::error!(unique, error, length = body.len(), %errno, "an answer was refused by the kernel");
+                false
             }
         }
     }

@@ -1,5 +1,5 @@
-//! A catalog's files as a peer may send them: two bytes with the length of the summary, the summary, then the side table. The image is the
-//! kernel's to read; we only compare its digest, which is why it is empty here.
+//! A catalog's files as a peer may send them: two bytes with the length of the summary, the summary, then the side table. The image has
+//! a target of its own; here only its digest is compared, which is why it is empty.
 
 use std::fs::File;
 

@@ -5,6 +5,7 @@
 //! corpus folder at the start of a run, so that none are checked in.
 
 pub mod catalog;
+pub mod catalog_image;
 pub mod local_socket;
 pub mod node_api;
 pub mod object_paths;

@@ -15,6 +15,8 @@ use rustix::net::{
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::blocking::BlockingSocket;
+
 /// Largest message in bytes. Ours are some hundred; a longer one is a mistake or an attack and is refused.
 pub const MAX_MESSAGE: usize = 16 << 10;
 
@@ -52,6 +54,11 @@ impl FdSocket {
     /// Takes over a connected, non-blocking SOCK_SEQPACKET socket. Must be called within a tokio runtime.
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         Ok(Self { fd: register(fd)? })
+    }
+
+    /// The same connection for a thread that waits by itself.
+    pub fn into_blocking(self) -> io::Result<BlockingSocket> {
+        BlockingSocket::from_fd(self.fd.into_inner())
     }
 
     /// Two connected ends.

@@ -1,11 +1,13 @@
 //! What Forebay's programs say to each other: gRPC and socket messages, the cache node's configuration file, the layout of a cache folder,
 //! the frames by which chunks travel, TLS identities, the descriptor-passing socket, and the log format. No behaviour of its own.
 
+pub mod blocking;
 pub mod config;
 pub mod end;
 pub mod fdsocket;
 pub mod layout;
 pub mod log;
+pub mod mount_mode;
 pub mod tls;
 pub mod transfer;
 

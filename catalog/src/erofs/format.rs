@@ -2,7 +2,7 @@
 //! padded. Only what an uncompressed, single-device image needs is here.
 
 use zerocopy::little_endian::{I64, U16, U32, U64};
-use zerocopy::{Immutable, IntoBytes, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 pub(super) const BLOCK_BITS: u8 = 12;
 pub(super) const BLOCK: u64 = 1 << BLOCK_BITS;
@@ -25,6 +25,9 @@ pub(super) const CHUNK_BASED: u16 = 4 << 1 | EXTENDED;
 pub(super) const S_IFREG: u16 = 0o100_000;
 pub(super) const S_IFDIR: u16 = 0o040_000;
 
+/// The part of a mode that says what kind of node it is.
+pub(super) const S_IFMT: u16 = 0o170_000;
+
 pub(super) const TYPE_FILE: u8 = 1;
 pub(super) const TYPE_FOLDER: u8 = 2;
 
@@ -33,7 +36,7 @@ pub(super) const MAX_CHUNK_BLOCK_BITS: u32 = 31;
 /// A chunk that is a hole.
 pub(super) const NULL_CHUNK: [u8; 4] = [0xff; 4];
 
-#[derive(IntoBytes, Immutable, Unaligned, Default)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Default)]
 #[repr(C)]
 pub(super) struct SuperBlock {
     pub(super) magic: U32,
@@ -55,7 +58,7 @@ pub(super) struct SuperBlock {
     pub(super) reserved2: [u8; 12],
 }
 
-#[derive(IntoBytes, Immutable, Unaligned, Default)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Default)]
 #[repr(C)]
 pub(super) struct Inode {
     pub(super) format: U16,
@@ -76,7 +79,7 @@ pub(super) struct Inode {
 }
 
 /// An entry of a folder's block; the names follow all entries of the block.
-#[derive(IntoBytes, Immutable, Unaligned)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub(super) struct Dirent {
     pub(super) nid: U64,

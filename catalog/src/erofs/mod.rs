@@ -6,6 +6,7 @@
 
 mod directory;
 mod format;
+mod reader;
 mod xattr;
 
 use std::fs::File;
@@ -19,6 +20,7 @@ use crate::tree::{Node, NodeIndex, Tree};
 use crate::{CatalogSource, Mtime, TreeAttributes};
 use directory::{Named, Shape};
 use format::{BLOCK, INODE_SLOT, Inode, SuperBlock};
+pub use reader::{Damaged, ImageError, TreeEntry, TreeImage, TreeNode, Xattr};
 
 /// Writes bytes at a place of its own in a file that others write too.
 pub(crate) struct WriteAt<'a> {

@@ -3,9 +3,12 @@
 
 use crate::ObjectId;
 
-const INDEX_USER: u8 = 1;
-const INDEX_TRUSTED: u8 = 4;
-const HEADER: usize = 12;
+pub(super) const INDEX_USER: u8 = 1;
+pub(super) const INDEX_TRUSTED: u8 = 4;
+/// Before a node's first attribute.
+pub(super) const HEADER: usize = 12;
+/// Name, behind `trusted.`, of the attribute that says where a file's data is.
+pub(super) const REDIRECT: &[u8] = b"overlay.redirect";
 
 /// Puts a file's attributes into `out`; an empty file is the kernel's to serve, so nothing redirects it.
 pub(super) fn encode(out: &mut Vec<u8>, object: Option<&ObjectId>, url: &[u8], etag: &[u8]) {
@@ -14,7 +17,7 @@ pub(super) fn encode(out: &mut Vec<u8>, object: Option<&ObjectId>, url: &[u8], e
     if let Some(id) = object {
         // The two that every lookup asks for are first: the kernel searches in order.
         push(out, INDEX_TRUSTED, b"overlay.metacopy", b"");
-        push(out, INDEX_TRUSTED, b"overlay.redirect", format!("/{}", id.relative_path()).as_bytes());
+        push(out, INDEX_TRUSTED, REDIRECT, format!("/{}", id.relative_path()).as_bytes());
     }
     push(out, INDEX_USER, b"forebay.source", url);
     if !etag.is_empty() {

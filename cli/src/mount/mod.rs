@@ -40,7 +40,7 @@ fn start(args: &MountArgs, reporter: impl FnOnce() -> Reporter) -> anyhow::Resul
     let text = manifest::read(&args.file)?;
     let environment = credentials::from_environment(|name| std::env::var(name).ok())?;
     let dataset = dataset::configure(&manifest::parse(&args.file, &text)?, environment.as_ref())?;
-    preflight::check_machine()?;
+    let chosen = preflight::check_machine(args.mount_mode)?;
     let target = preflight::check_target(&args.directory)?;
     let cache = CacheFolder::open(&args.cache_dir)?;
     preflight::check_apart(&target.directory, cache.root())?;
@@ -52,7 +52,7 @@ fn start(args: &MountArgs, reporter: impl FnOnce() -> Reporter) -> anyhow::Resul
         );
     }
     if args.foreground {
-        serve::run(args, &dataset, &target.directory, &cache, lock, reporter())
+        serve::run(args, &dataset, &chosen, &target.directory, &cache, lock, reporter())
     } else {
         // The process in the background takes it.
         drop(lock);

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use forebay_csi::mount::kernel;
+use forebay_csi::mount::mode::{Chosen, Wanted};
 
 use crate::mounted;
 
@@ -16,13 +16,12 @@ pub struct Target {
     pub hides: bool,
 }
 
-/// Checks that this process may mount and the kernel can.
-pub fn check_machine() -> anyhow::Result<()> {
+/// Checks that this process may mount and the kernel can; how.
+pub fn check_machine(wanted: Wanted) -> anyhow::Result<Chosen> {
     if !rustix::process::geteuid().is_root() {
         bail!("mounting needs root: run the command with sudo");
     }
-    kernel::check()?;
-    Ok(())
+    Ok(wanted.choose()?)
 }
 
 /// Checks the folder to mount at.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use forebay_cache_node::node::Node;
+use forebay_csi::mount::mode::Chosen;
 use forebay_protocol::config::DatasetConfig;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -30,13 +31,14 @@ const END_PATIENCE: Duration = Duration::from_secs(2);
 pub fn run(
     args: &MountArgs,
     dataset: &DatasetConfig,
+    chosen: &Chosen,
     target: &Path,
     cache: &CacheFolder,
     lock: CacheLock,
     reporter: Reporter,
 ) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
-    let result = runtime.block_on(serve(args, dataset, target, cache, reporter));
+    let result = runtime.block_on(serve(args, dataset, chosen, target, cache, reporter));
     runtime.shutdown_timeout(END_PATIENCE);
     drop(lock);
     result
@@ -45,6 +47,7 @@ pub fn run(
 async fn serve(
     args: &MountArgs,
     dataset: &DatasetConfig,
+    chosen: &Chosen,
     target: &Path,
     cache: &CacheFolder,
     mut reporter: Reporter,
@@ -54,7 +57,7 @@ async fn serve(
     let mounting = async {
         let catalog = node::catalog(&node, dataset, &mut reporter).await?;
         reporter.tell(News::Progress(format!("mounting {}", node::describe(&catalog))))?;
-        let tree = Tree::mount(cache, &dataset.uid, &catalog.id, target).await?;
+        let tree = Tree::mount(cache, &dataset.uid, &catalog, chosen.mode, target).await?;
         Ok::<_, anyhow::Error>((tree, catalog))
     };
     let mounted = tokio::select! {
@@ -63,9 +66,13 @@ async fn serve(
     };
     let result = match mounted {
         Ok(Some((tree, catalog))) => {
-            let text =
-                format!("{} is mounted at {}: {}", dataset.full_name(), target.display(), node::describe(&catalog));
-            tracing::info!(dataset = dataset.full_name(), directory = %target.display(), "mounted");
+            let text = format!(
+                "{} is mounted at {}: {}\nMount mode {chosen}.",
+                dataset.full_name(),
+                target.display(),
+                node::describe(&catalog)
+            );
+            tracing::info!(dataset = dataset.full_name(), directory = %target.display(), mode = %chosen, "mounted");
             // Whoever started it may have gone since; the mount is what was asked for.
             let _ = reporter.tell(News::Mounted(text));
             drop(reporter);

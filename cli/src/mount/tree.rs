@@ -1,17 +1,21 @@
-//! The mounted tree: object FUSE, served by this process, and catalog image at passing mount points in the cache folder, and the overlay of both
-//! where the user wants it. Then the passing ones are detached: the overlay holds what it is made of, so that one mount remains, and taking
-//! it away ends everything.
+//! The mounted tree: object FUSE, served by this process, and in mode Kernel the catalog image, at passing mount points in the cache folder; and
+//! where the user wants it the overlay of both, or in mode Fuse the tree's folder of the object FUSE. Then the passing ones are detached: what is
+//! at the user's place holds what it is made of, so that one mount remains, and taking it away ends everything.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use forebay_catalog::ObjectTable;
+use forebay_catalog::{ObjectTable, TreeImage};
+use forebay_csi::mount::mode::Mode;
 use forebay_csi::mount::{self, open_beneath};
-use forebay_fuse::{Registry, Server};
+use forebay_fuse::passthrough::{OpenTable, Passthrough, RegistrarInProcess};
+use forebay_fuse::{Registry, Server, tree_folder};
 use forebay_protocol::layout::{CATALOG_IMAGE, CATALOG_TABLE, CacheLayout};
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use forebay_protocol::node::CatalogInfo;
+use rustix::fs::{CWD, OFlags, openat};
 use rustix::mount::UnmountFlags;
 
 use super::cache::CacheFolder;
@@ -19,6 +23,9 @@ use crate::mounted::{self, Mounted};
 
 /// How long the kernel may take to let go of the session after the last mount of it is gone.
 const END_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The slot of the only tree there is.
+const SLOT: u16 = 0;
 
 /// A tree that is mounted and served.
 #[derive(Debug)]
@@ -30,25 +37,40 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Mounts catalog `catalog_id` of a dataset at `target`.
+    /// Mounts a catalog of a dataset at `target`.
     pub async fn mount(
         cache: &CacheFolder,
         dataset_uid: &str,
-        catalog_id: &str,
+        catalog: &CatalogInfo,
+        mode: Mode,
         target: &Path,
     ) -> anyhow::Result<Self> {
         let points = Points::make(cache)?;
-        let folder = CacheLayout::new(cache.root()).catalog(dataset_uid, catalog_id);
+        let folder = CacheLayout::new(cache.root()).catalog(dataset_uid, &catalog.id);
         let table = folder.join(CATALOG_TABLE);
         let table = ObjectTable::open(&table).with_context(|| table.display().to_string())?;
         let registry = Registry::new();
-        registry.mount(dataset_uid, catalog_id, table, &cache.socket());
+        let image = folder.join(CATALOG_IMAGE);
+        let shown = match mode {
+            Mode::Kernel => None,
+            Mode::Fuse => {
+                let image = TreeImage::open(&image).with_context(|| image.display().to_string())?;
+                Some(forebay_fuse::Tree::new(SLOT, &catalog.id, image, catalog.files, catalog.bytes))
+            }
+        };
+        registry.mount(dataset_uid, &catalog.id, table, shown, &cache.socket());
         let objects = points.objects.clone();
-        let fuse = blocking(move || Ok(mount::fuse::mount(&objects)?)).await?;
-        let server = Server::start(fuse.session, registry.clone()).context("serving the object FUSE")?;
-        let (root, image, at) = (cache.root().to_owned(), folder.join(CATALOG_IMAGE), target.to_owned());
+        let fuse = blocking(move || Ok(mount::fuse::mount(&mounted::source_name(), &objects)?)).await?;
+        let (session, agreed) = (Arc::new(fuse.session), fuse.agreed);
+        let passthrough = agreed.passthrough.then(|| passthrough(cache, Arc::clone(&session))).transpose()?;
+        let server = Server::start(session, registry.clone(), passthrough).context("serving the object FUSE")?;
+        let (root, at) = (cache.root().to_owned(), target.to_owned());
         // While it mounts, the kernel asks the object FUSE, which this process serves.
-        blocking(move || mount_overlay(&root, &image, points, &at)).await?;
+        blocking(move || match mode {
+            Mode::Kernel => mount_overlay(&root, &image, points, &at),
+            Mode::Fuse => Ok(mount::bind(&points.objects.join(tree_folder(SLOT)), &at)?),
+        })
+        .await?;
         let mounted = Mounted { directory: target.to_owned(), pid: rustix::process::getpid() };
         let tree = Self { mounted, server, registry };
         if let Err(error) = tree.check_readable().await {
@@ -125,9 +147,16 @@ fn mount_overlay(cache: &Path, image: &Path, points: Points, target: &Path) -> a
     Ok(())
 }
 
+/// This process registers the files of complete objects itself.
+fn passthrough(cache: &CacheFolder, session: Arc<OwnedFd>) -> anyhow::Result<Passthrough> {
+    let objects = open_folder(&CacheLayout::new(cache.root()).objects())?;
+    let table = OpenTable::create().context("making the table of open inodes")?;
+    Ok(Passthrough::new(table, Box::new(RegistrarInProcess::new(session, vec![objects]))))
+}
+
 fn open_folder(path: &Path) -> anyhow::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    openat(CWD, path, flags, Mode::empty()).with_context(|| format!("opening {}", path.display()))
+    openat(CWD, path, flags, rustix::fs::Mode::empty()).with_context(|| format!("opening {}", path.display()))
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> anyhow::Result<T> + Send + 'static) -> anyhow::Result<T> {

@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use forebay_csi::mount::mountinfo;
+use forebay_csi::mount::{fuse, mountinfo};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::process::Pid;
@@ -43,10 +43,12 @@ pub fn at(directory: &Path) -> io::Result<Option<Mounted>> {
     Ok(top.and_then(|(mount, _)| of(mount)))
 }
 
-fn of(mount: mountinfo::Mount) -> Option<Mounted> {
+/// The mount, if it is one of ours.
+pub fn of(mount: mountinfo::Mount) -> Option<Mounted> {
     let pid = mount.source.strip_prefix(SOURCE_PREFIX)?.parse().ok()?;
     let pid = Pid::from_raw(pid)?;
-    (mount.filesystem == "overlay").then_some(Mounted { directory: mount.mount_point, pid })
+    let ours = ["overlay", fuse::FILESYSTEM].contains(&mount.filesystem.as_str());
+    ours.then_some(Mounted { directory: mount.mount_point, pid })
 }
 
 /// `directory` as the mount table has it: absolute and without links.
@@ -99,6 +101,7 @@ mod tests {
     fn mount(filesystem: &str, source: &str) -> mountinfo::Mount {
         mountinfo::Mount {
             device: (0, 1),
+            root: "/".into(),
             mount_point: "/mnt/data".into(),
             filesystem: filesystem.into(),
             source: source.into(),
@@ -106,9 +109,11 @@ mod tests {
     }
 
     #[test]
-    fn only_an_overlay_with_our_source_is_ours() {
-        let ours = of(mount("overlay", "forebay:42")).unwrap();
-        assert_eq!((ours.directory.as_path(), ours.pid.as_raw_pid()), (Path::new("/mnt/data"), 42));
+    fn only_an_overlay_or_fuse_mount_with_our_source_is_ours() {
+        for filesystem in ["overlay", "fuse.forebay"] {
+            let ours = of(mount(filesystem, "forebay:42")).unwrap();
+            assert_eq!((ours.directory.as_path(), ours.pid.as_raw_pid()), (Path::new("/mnt/data"), 42));
+        }
         for (filesystem, source) in
             [("overlay", "overlay"), ("ext4", "forebay:42"), ("overlay", "forebay:x"), ("overlay", "forebay:0")]
         {

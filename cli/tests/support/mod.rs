@@ -34,6 +34,26 @@ pub fn can_mount() -> bool {
     true
 }
 
+/// Defines a test for each mount mode of an `fn(Mode)`, named after it with the mode behind.
+#[macro_export]
+macro_rules! in_both_modes {
+    ($($test:ident)*) => { $( mod $test {
+        use crate::support::{can_mount, program::Mode};
+        #[test]
+        fn mode_kernel() {
+            if can_mount() {
+                super::$test(Mode("kernel"));
+            }
+        }
+        #[test]
+        fn mode_fuse() {
+            if can_mount() {
+                super::$test(Mode("fuse"));
+            }
+        }
+    } )* };
+}
+
 /// A folder in memory or on disk. Mounts below it are taken away when it is dropped.
 pub struct Scratch(tempfile::TempDir);
 

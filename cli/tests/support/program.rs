@@ -19,17 +19,19 @@ pub fn forebay() -> Command {
     command
 }
 
+/// How a test's mounts are made: `kernel` or `fuse`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mode(pub &'static str);
+
 /// `forebay mount` with what all mounts need.
-pub fn mount(manifest: &Path, directory: &Path, cache: &Path) -> Command {
+pub fn mount(mode: Mode, manifest: &Path, directory: &Path, cache: &Path) -> Command {
     let mut command = forebay();
-    command
-        .arg("mount")
-        .arg("-f")
-        .arg(manifest)
-        .arg(directory)
-        .arg("--cache-dir")
-        .arg(cache)
-        .args(["--capacity", "2Gi"]);
+    command.arg("mount").arg("-f").arg(manifest).arg(directory).arg("--cache-dir").arg(cache).args([
+        "--capacity",
+        "2Gi",
+        "--mount-mode",
+        mode.0,
+    ]);
     command
 }
 

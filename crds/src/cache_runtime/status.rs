@@ -102,6 +102,19 @@ pub struct MemberStatus {
     /// Chunks, on its disk or from other nodes and sources, that were not what they should be since it started. They were fetched again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verification_failures: Option<i64>,
+    /// How volumes are mounted on its node, as the CSI plugin there says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount_mode: Option<MountModeStatus>,
+}
+
+/// How volumes are mounted on a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MountModeStatus {
+    /// `Kernel`: complete files are read without a daemon. `Fuse`: all by the FUSE daemon. `None`: the kernel can do neither.
+    pub mode: String,
+    /// Why it is this one.
+    pub reason: String,
 }
 
 /// Whether a cache node is to stay.

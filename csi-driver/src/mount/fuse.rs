@@ -7,7 +7,7 @@ use forebay_fuse::handshake::{self, Agreed};
 
 use super::{Context, MountError, mountinfo};
 
-/// What mount tables show.
+/// What mount tables show as the source of a node's object FUSE.
 pub const SOURCE: &str = "forebay-objects";
 
 /// What mount tables call the file system.
@@ -24,16 +24,19 @@ pub struct ObjectFuse {
     pub device: (u32, u32),
 }
 
-/// Mounts the object FUSE at `target` and answers INIT. Only this user can enter: readers come through the overlay, with its mounter's rights.
-pub fn mount(target: &Path) -> Result<ObjectFuse, MountError> {
+/// Mounts the object FUSE at `target` and answers INIT. `source` is what mount tables show. The objects are this user's: readers come through
+/// the overlay, with its mounter's rights. Trees are for all whom their modes let in, which the kernel checks.
+pub fn mount(source: &str, target: &Path) -> Result<ObjectFuse, MountError> {
     let session = handshake::open_device()?;
     let context = Context::open("fuse")?;
-    context.string("source", SOURCE)?;
+    context.string("source", source)?;
     context.string("subtype", "forebay")?;
     context.string("fd", &std::os::fd::AsRawFd::as_raw_fd(&session).to_string())?;
     context.string("rootmode", "40000")?;
     context.string("user_id", "0")?;
     context.string("group_id", "0")?;
+    context.flag("allow_other")?;
+    context.flag("default_permissions")?;
     context.flag("ro")?;
     context.mount_at(target)?;
     let mounted = (|| {

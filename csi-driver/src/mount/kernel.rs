@@ -18,7 +18,7 @@ pub enum MissingFeature {
     #[error("this node's kernel has no file system {0}: load the module or choose another kernel (CONFIG_{upper}_FS)", upper = .0.to_uppercase())]
     FileSystem(&'static str),
     /// The kernel is too old.
-    #[error("this node's kernel {found}.{found_minor} is too old: {feature} needs Linux {needed}.{needed_minor} or newer (older kernels are not supported yet)",
+    #[error("this node's kernel {found}.{found_minor} is too old: {feature} needs Linux {needed}.{needed_minor} or newer",
         found = .found.0, found_minor = .found.1, needed = .needed.0, needed_minor = .needed.1)]
     Version {
         /// What needs it.
@@ -44,28 +44,38 @@ fn parse_version(release: &str) -> Version {
     Version(numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
-/// Everything that is missing; empty on a node that can mount.
+/// Everything that is missing for mode Kernel; empty on a node that can mount so.
 pub fn missing_features() -> Vec<MissingFeature> {
     let mut missing = missing_by_version(version());
-    for filesystem in ["erofs", "overlay", "fuse"] {
-        // Opening a context loads the module.
-        if matches!(fsopen(filesystem, FsOpenFlags::FSOPEN_CLOEXEC), Err(Errno::NODEV)) {
-            missing.push(MissingFeature::FileSystem(filesystem));
-        }
-    }
+    missing.extend(["erofs", "overlay"].into_iter().filter_map(missing_filesystem));
+    missing.extend(missing_for_fuse());
+    missing
+}
+
+/// Everything that is missing for mode Fuse.
+pub fn missing_for_fuse() -> Vec<MissingFeature> {
+    let mut missing: Vec<_> = missing_filesystem("fuse").into_iter().collect();
     if let Err(error) = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
         missing.push(MissingFeature::Fuse(error.to_string()));
     }
     missing
 }
 
-fn missing_by_version(found: Version) -> Vec<MissingFeature> {
+/// The file system, if the kernel does not have it.
+pub fn missing_filesystem(filesystem: &'static str) -> Option<MissingFeature> {
+    // Opening a context loads the module.
+    let missing = matches!(fsopen(filesystem, FsOpenFlags::FSOPEN_CLOEXEC), Err(Errno::NODEV));
+    missing.then_some(MissingFeature::FileSystem(filesystem))
+}
+
+/// What kernels of this version lack for mode Kernel.
+pub fn missing_by_version(found: Version) -> Vec<MissingFeature> {
     let needed = [("overlayfs with data-only layers", DATA_ONLY_LAYERS)];
     let missing = needed.into_iter().filter(|(_, needed)| found < *needed);
     missing.map(|(feature, needed)| MissingFeature::Version { feature, needed, found }).collect()
 }
 
-/// An error that names everything missing.
+/// An error that names what is missing for mode Kernel.
 pub fn check() -> Result<(), MissingFeature> {
     missing_features().into_iter().next().map_or(Ok(()), Err)
 }

@@ -1,4 +1,5 @@
-//! The mounts of one Dataset: catalog image, object FUSE and the overlay of both over the cache's complete objects. Made with the new mount API
+//! The mounts of one Dataset. Mode Kernel: catalog image, object FUSE and the overlay of both over the cache's complete objects. Mode Fuse: a
+//! folder of the object FUSE. Made with the new mount API
 //! (fsopen, fsconfig, fsmount, move_mount), so that a mount is there whole or not at all, and paths have no length limit or quoting. Used by the
 //! node service and by `forebay mount`; needs CAP_SYS_ADMIN.
 
@@ -7,6 +8,7 @@ pub mod erofs;
 pub mod fuse;
 pub mod kernel;
 mod loop_device;
+pub mod mode;
 pub mod mountinfo;
 pub mod overlay;
 
@@ -136,6 +138,22 @@ pub fn bind(source: &Path, target: &Path) -> Result<(), MountError> {
     let tree = open_tree(CWD, source, flags)
         .map_err(|error| MountError::new(format!("cloning the mount at {}", source.display()), error))?;
     attach(tree, target)
+}
+
+/// Shows the tree at `source` at `target`, as soon as there is something of that name: its server is told of it by another way, and may be a
+/// moment behind.
+pub fn bind_when_there(source: &Path, target: &Path, patience: Duration) -> Result<(), MountError> {
+    let since = Instant::now();
+    loop {
+        match bind(source, target) {
+            Err(MountError::System { source: error, .. })
+                if error.kind() == io::ErrorKind::NotFound && since.elapsed() < patience =>
+            {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Takes away whatever is mounted at `path`, all of it if mounts are stacked; nothing mounted is fine. A mount that stays busy is detached:

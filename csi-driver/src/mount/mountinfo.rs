@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 pub struct Mount {
     /// Device numbers of the file system.
     pub device: (u32, u32),
+    /// Which folder of the file system is shown.
+    pub root: PathBuf,
     /// Where it is mounted.
     pub mount_point: PathBuf,
     /// `overlay`, `erofs`, `fuse.forebay`...
@@ -36,11 +38,12 @@ fn parse(line: &[u8]) -> Option<Mount> {
     // 36 35 98:0 /root /mount/point options optional... - filesystem source options
     let mut fields = line.split(|byte| *byte == b' ');
     let (major, minor) = std::str::from_utf8(fields.nth(2)?).ok()?.split_once(':')?;
-    let mount_point = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
+    let mut path = || Some(PathBuf::from(OsString::from_vec(unescape(fields.next()?))));
+    let (root, mount_point) = (path()?, path()?);
     fields.find(|field| *field == b"-")?;
     let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
     let (filesystem, source) = (text(fields.next()?), text(fields.next()?));
-    Some(Mount { device: (major.parse().ok()?, minor.parse().ok()?), mount_point, filesystem, source })
+    Some(Mount { device: (major.parse().ok()?, minor.parse().ok()?), root, mount_point, filesystem, source })
 }
 
 /// Blank, tab, newline and backslash are written as three octal digits.
@@ -71,7 +74,7 @@ mod tests {
         let line = br"36 35 98:12 / /mnt/with\040blank rw,noatime shared:1 master:2 - fuse.forebay forebay\134x rw,errors=continue";
         let mount = parse(line).unwrap();
         assert_eq!(mount.device, (98, 12));
-        assert_eq!(mount.mount_point, Path::new("/mnt/with blank"));
+        assert_eq!((mount.root.as_path(), mount.mount_point.as_path()), (Path::new("/"), Path::new("/mnt/with blank")));
         assert_eq!((mount.filesystem.as_str(), mount.source.as_str()), ("fuse.forebay", r"forebay\x"));
         assert_eq!(parse(b""), None);
         assert_eq!(parse(b"36 35 98:12 / /mnt rw"), None);

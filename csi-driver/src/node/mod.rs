@@ -12,11 +12,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::broker::Broker;
 use crate::datasets::Datasets;
 use crate::mount;
+use crate::mount::mode::Wanted;
 use crate::paths::Paths;
 use crate::volumes::Volumes;
 pub use error::NodeError;
 use error::{blocking, file_error};
-use mounts::{mounted_tree, volume_source};
+use mounts::is_shown_at;
 
 /// Volumes on this node. Clones are the same.
 #[derive(Clone)]
@@ -29,6 +30,8 @@ struct Shared {
     paths: Paths,
     datasets: Datasets,
     broker: Broker,
+    /// How new volumes are to be mounted.
+    wanted: Wanted,
     volumes: Volumes,
     /// One call at a time per volume.
     locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
@@ -49,7 +52,14 @@ pub struct Stats {
 
 impl Node {
     /// The node's volumes. Takes up what a predecessor left: the session, the catalogs of staged volumes; and removes what nobody needs.
-    pub async fn start(name: &str, paths: Paths, datasets: Datasets, broker: Broker) -> Result<Self, NodeError> {
+    /// Volumes that are staged stay in the mode they have, whatever is `wanted` of new ones.
+    pub async fn start(
+        name: &str,
+        paths: Paths,
+        datasets: Datasets,
+        broker: Broker,
+        wanted: Wanted,
+    ) -> Result<Self, NodeError> {
         for folder in [paths.volumes(), paths.catalogs(), paths.object_fuse()] {
             mount::make_mount_point(&folder)?;
         }
@@ -59,6 +69,7 @@ impl Node {
             paths,
             datasets,
             broker,
+            wanted,
             volumes,
             locks: Mutex::default(),
             common_mounts: tokio::sync::Mutex::default(),
@@ -97,7 +108,7 @@ impl Node {
             let volume = node.staged(&id, &staging_path)?.ok_or_else(|| {
                 NodeError::Invalid(format!("volume {id} is not staged at {}", staging_path.display()))
             })?;
-            if mounted_tree(&target)?.is_some_and(|mount| mount.source == volume_source(&volume)) {
+            if is_shown_at(&volume, &target)? {
                 return Ok(());
             }
             if !node.is_served(&volume) {
@@ -128,8 +139,7 @@ impl Node {
         let volumes = &self.shared.volumes;
         let volume = volumes.get(id).map_err(file_error("reading the record of volume", Path::new(id)))?;
         let volume = volume.ok_or_else(|| NodeError::NotFound(format!("volume {id} is not staged on this node")))?;
-        let mounted = mounted_tree(path)?.is_some_and(|mount| mount.source == volume_source(&volume));
-        if !mounted {
+        if !is_shown_at(&volume, path)? {
             return Err(NodeError::NotFound(format!("volume {id} is not mounted at {}", path.display())));
         }
         let problem = (!self.shared.is_served(&volume)).then(|| {

@@ -12,10 +12,11 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::error::{NodeError, blocking, file_error};
-use super::mounts::{FOLDER, mounted_tree, volume_source};
+use super::mounts::{FOLDER, is_shown_at, slot_of};
 use crate::datasets::{ResolveError, Target};
 use crate::mount;
-use crate::volumes::Volume;
+use crate::mount::mode::Mode;
+use crate::volumes::{Shown, Volume};
 
 /// How long staging waits for the catalog to be on this node before it gives the reason. The kubelet asks again.
 const CATALOG_PATIENCE: Duration = Duration::from_secs(15);
@@ -33,7 +34,7 @@ impl Shared {
         if self.staged(id, staging_path)?.is_some_and(|volume| self.is_served(&volume)) {
             return Ok(());
         }
-        mount::kernel::check()?;
+        let mode = self.wanted.choose()?.mode;
         let (target, summary) = self.wait_for_catalog(id, attributes).await?;
         let volume = Volume {
             id: id.to_owned(),
@@ -41,6 +42,13 @@ impl Shared {
             dataset_uid: target.dataset_uid.clone(),
             catalog_id: target.catalog_id.clone(),
             session: String::new(),
+            shown: match mode {
+                Mode::Kernel => Shown::Overlay,
+                // If it is shown somewhere already, there.
+                Mode::Fuse => {
+                    Shown::Tree { slot: slot_of(&self.all_volumes()?, &target.dataset_uid, &target.catalog_id) }
+                }
+            },
             staging_path: staging_path.to_owned(),
             cache_root: target.cache_root.clone(),
             cache: target.cache.root().to_owned(),
@@ -50,7 +58,7 @@ impl Shared {
         };
         match Arc::clone(&self).mount(volume).await {
             Ok(()) => {
-                tracing::info!(volume = id, dataset = target.dataset, catalog = target.catalog_id, "staged");
+                tracing::info!(volume = id, dataset = target.dataset, catalog = target.catalog_id, %mode, "staged");
                 Ok(())
             }
             Err(error) => {
@@ -74,8 +82,7 @@ impl Shared {
     pub(super) fn staged(&self, id: &str, staging_path: &Path) -> Result<Option<Volume>, NodeError> {
         let volume = self.volumes.get(id).map_err(file_error("reading the record of volume", Path::new(id)))?;
         let Some(volume) = volume.filter(|volume| volume.staging_path == staging_path) else { return Ok(None) };
-        let mounted = mounted_tree(staging_path)?.is_some_and(|mount| mount.source == volume_source(&volume));
-        Ok(mounted.then_some(volume))
+        Ok(is_shown_at(&volume, staging_path)?.then_some(volume))
     }
 
     /// Whether the object FUSE that the volume's tree reads from is still there.

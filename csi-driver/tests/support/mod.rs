@@ -30,6 +30,26 @@ pub fn can_mount() -> bool {
     true
 }
 
+/// Defines a test for each mount mode of an `async fn(Wanted)`, named after it with the mode behind.
+#[macro_export]
+macro_rules! in_both_modes {
+    ($($test:ident)*) => { $( mod $test {
+        use forebay_csi::mount::mode::Wanted;
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn mode_kernel() {
+            if crate::support::can_mount() {
+                super::$test(Wanted::Kernel).await;
+            }
+        }
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn mode_fuse() {
+            if crate::support::can_mount() {
+                super::$test(Wanted::Fuse).await;
+            }
+        }
+    } )* };
+}
+
 /// A folder on tmpfs. All mounts below it are taken away when it is dropped.
 pub struct Scratch {
     folder: tempfile::TempDir,

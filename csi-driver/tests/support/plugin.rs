@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use forebay_csi::broker::Broker;
 use forebay_csi::datasets::Datasets;
+use forebay_csi::mount::mode::Wanted;
 use forebay_csi::node::Node;
 use forebay_csi::paths::Paths;
 use forebay_protocol::layout::{FOREBAY_GID, FUSE_UID};
@@ -27,13 +28,15 @@ pub struct World {
     pub cache_node: CacheNode,
     pub datasets: Vec<Arc<Dataset>>,
     pub paths: Paths,
+    /// How the plugin mounts.
+    pub mode: Wanted,
     // Last, so that the mounts go after the processes.
     pub scratch: Scratch,
 }
 
 impl World {
     /// A node with these datasets, each a list of files, catalogued; no daemon yet.
-    pub async fn new(datasets: &[&[(&str, u64)]]) -> Self {
+    pub async fn new(mode: Wanted, datasets: &[&[(&str, u64)]]) -> Self {
         let scratch = Scratch::new();
         let cache_root = scratch.folder("cache");
         let paths = Paths {
@@ -53,7 +56,7 @@ impl World {
             .collect();
         let socket = paths.run_dir.join(format!("{}.{}.sock", RUNTIME.0, RUNTIME.1));
         let cache_node = CacheNode::start(&socket, &datasets).await;
-        let world = Self { plugin: None, daemon: None, cache_node, datasets, paths, scratch };
+        let world = Self { plugin: None, daemon: None, cache_node, datasets, paths, mode, scratch };
         world.write_objects(|_, _| {});
         world
     }
@@ -87,7 +90,7 @@ impl World {
     pub async fn start_plugin(&mut self) {
         let broker = Broker::listen(&self.paths.broker_socket(), Some(FOREBAY_GID), FUSE_UID).await.unwrap();
         let datasets = Datasets::File(self.objects_file());
-        self.plugin = Some(Node::start("node-a", self.paths.clone(), datasets, broker).await.unwrap());
+        self.plugin = Some(Node::start("node-a", self.paths.clone(), datasets, broker, self.mode).await.unwrap());
     }
 
     /// As if it was killed: everything it holds in memory is gone, the mounts stay.

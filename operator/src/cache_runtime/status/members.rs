@@ -1,6 +1,6 @@
 //! What a CacheRuntime's status says of each cache node.
 
-use forebay_crds::{MemberState, MemberStatus, format_bytes};
+use forebay_crds::{MemberState, MemberStatus, MountModeStatus, format_bytes};
 
 use super::{Observation, storage};
 use crate::nodes::NodeState;
@@ -38,11 +38,14 @@ fn member(seen: &Observation<'_>, node: &NodeState) -> MemberStatus {
             member.disk_faults = storage::faults(last);
             member.verification_failures =
                 (last.verification_failures > 0).then_some(last.verification_failures as i64);
+            let mode = last.mount_mode.clone();
+            member.mount_mode = mode.map(|said| MountModeStatus { mode: said.mode, reason: said.reason });
         }
         // What a silent node said last stands, so that it is no news when it speaks again.
         (None, Some(old)) => {
             member.disk_faults.clone_from(&old.disk_faults);
             member.verification_failures = old.verification_failures;
+            member.mount_mode.clone_from(&old.mount_mode);
         }
         (None, None) => {}
     }
@@ -52,6 +55,7 @@ fn member(seen: &Observation<'_>, node: &NodeState) -> MemberStatus {
 #[cfg(test)]
 mod tests {
     use forebay_protocol::config::Member;
+    use forebay_protocol::node::MountMode;
     use std::collections::BTreeMap;
     use std::time::Instant;
 
@@ -65,7 +69,9 @@ mod tests {
 
     #[test]
     fn a_member_shows_its_zone_its_state_and_how_far_it_is_with_leaving() {
-        let gathered = Gathered { at: Instant::now(), nodes: vec![node("a", true), node("b", true)] };
+        let mut gathered = Gathered { at: Instant::now(), nodes: vec![node("a", true), node("b", true)] };
+        let said = MountMode { mode: "Fuse".into(), reason: "the kernel is old".into() };
+        gathered.nodes[0].last.as_mut().unwrap().mount_mode = Some(said);
         let address = gathered.nodes[0].target.address;
         let member = Member { id: Some("a".into()), zone: Some("z1".into()), ..Member::at(address) };
         let departure = Departure {
@@ -91,6 +97,8 @@ mod tests {
         };
         let members = members(&seen);
         assert_eq!((members[0].zone.as_deref(), members[0].state), (Some("z1"), Some(MemberState::Active)));
+        let mode = MountModeStatus { mode: "Fuse".into(), reason: "the kernel is old".into() };
+        assert_eq!((members[0].mount_mode.clone(), members[1].mount_mode.clone()), (Some(mode), None));
         assert_eq!(members[1].state, Some(MemberState::Leaving));
         let drain = members[1].drain.as_ref().unwrap();
         assert_eq!((drain.percent, drain.remaining.as_str()), (40, "6Gi"));

@@ -1,0 +1,2 @@
+#![no_main]
+forebay_fuzz::target!(catalog_image);
