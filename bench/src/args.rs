@@ -5,7 +5,7 @@ use clap::{Args, Parser, Subcommand};
 use forebay_e2e::paths;
 
 use crate::machine::{self, Machine};
-use crate::measure::{self, Context, Outcome};
+use crate::measure::{CACHE, Context, MOUNT, Outcome, Page};
 use crate::programs::Programs;
 use crate::results::Saved;
 use crate::run_folder::{self, RunFolder};
@@ -15,9 +15,9 @@ use crate::{report, results, soak};
 const RUNS: usize = 5;
 const QUICK_RUNS: usize = 2;
 
-/// Measures and endurance of the cache nodes.
+/// Measures, and endurance of the cache nodes.
 #[derive(Debug, Parser)]
-#[command(name = "forebay-bench", about = "Measures Forebay's cache nodes, or breaks them at random")]
+#[command(name = "forebay-bench", about = "Measures Forebay's cache nodes and its mount, or breaks nodes at random")]
 pub struct Arguments {
     #[command(subcommand)]
     task: Task,
@@ -26,14 +26,16 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Task {
     /// Measure the cache nodes and write docs/benchmarks.md
-    Cache(Cache),
+    Cache(Measure),
+    /// Measure the mount and write docs/benchmarks-mount.md
+    Mount(Measure),
     /// Random faults on real nodes while readers compare every byte
     Soak(soak::Options),
 }
 
 /// What to measure, and how often.
 #[derive(Clone, Debug, Args)]
-pub struct Cache {
+pub struct Measure {
     /// Only these; may be given several times
     #[arg(long, value_name = "NAME")]
     pub only: Vec<String>,
@@ -46,7 +48,8 @@ impl Arguments {
     /// Does it.
     pub async fn run(self) -> Result<()> {
         match self.task {
-            Task::Cache(cache) => cache.run().await,
+            Task::Cache(cache) => cache.run(&CACHE).await,
+            Task::Mount(mount) => mount.run(&MOUNT).await,
             Task::Soak(options) => {
                 let passed = soak::run(&options).await?;
                 println!("{passed}");
@@ -56,9 +59,9 @@ impl Arguments {
     }
 }
 
-impl Cache {
-    async fn run(self) -> Result<()> {
-        let names: Vec<_> = measure::ALL.iter().map(|measurement| measurement.name).collect();
+impl Measure {
+    async fn run(self, page: &Page) -> Result<()> {
+        let names: Vec<_> = page.measurements.iter().map(|measurement| measurement.name).collect();
         for name in &self.only {
             ensure!(names.contains(&name.as_str()), "there is no measurement {name:?}; there are {}", names.join(", "));
         }
@@ -71,7 +74,7 @@ impl Cache {
         let runs = if self.quick { QUICK_RUNS } else { RUNS };
         let context = Context { programs, runs, quick: self.quick, folder: RunFolder::new()? };
         let mut failed = Vec::new();
-        for measurement in measure::ALL {
+        for measurement in page.measurements {
             if !self.only.is_empty() && !self.only.iter().any(|name| name == measurement.name) {
                 continue;
             }
@@ -97,7 +100,7 @@ impl Cache {
             }
         }
         if context.programs.optimised() {
-            let page = results::write_page(&machine).context("writing the page of figures")?;
+            let page = results::write_page(page, &machine).context("writing the page of figures")?;
             eprintln!("written: {}", page.display());
         }
         if !failed.is_empty() {

@@ -1,11 +1,12 @@
-//! Figures and endurance of the cache nodes, from real processes: `cargo xtask bench cache` measures what `docs/cache.md` promises beside the
-//! limits of the same machine in the same run; `cargo xtask soak` breaks things at random and compares every byte that is read. Knows the
+//! Figures and endurance, from real processes: `cargo xtask bench cache` and `bench mount` measure what `docs/cache.md` and `docs/mount.md` promise
+//! beside the limits of the same machine in the same run; `cargo xtask soak` breaks things at random and compares every byte that is read. Knows the
 //! programs, their config and their interfaces, nothing of their insides.
 
 pub mod args;
 pub mod cluster;
 pub mod machine;
 pub mod measure;
+pub mod mounted;
 pub mod programs;
 pub mod report;
 pub mod results;

@@ -44,8 +44,8 @@ fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
 pub fn commit(repository: &Path) -> String {
     let git = |arguments: &[&str]| text(command("git", arguments).current_dir(repository)).ok();
     let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else { return "unknown".to_owned() };
-    // The page of figures itself changes with every run.
-    let changed = git(&["status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/benchmarks.md"]);
+    // The pages of figures themselves change with every run.
+    let changed = git(&["status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/benchmarks*.md"]);
     if changed.is_some_and(|changed| !changed.is_empty()) { format!("{commit}+") } else { commit }
 }
 

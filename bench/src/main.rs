@@ -1,4 +1,4 @@
-//! `forebay-bench`: measures the cache nodes, or breaks them at random.
+//! `forebay-bench`: measures the cache nodes and the mount, or breaks nodes at random.
 
 use std::process::ExitCode;
 

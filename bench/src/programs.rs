@@ -39,6 +39,15 @@ impl Programs {
         Ok(path)
     }
 
+    /// `forebay`.
+    pub fn forebay(&self) -> Result<PathBuf> {
+        let path = self.folder.join("forebay");
+        if !path.exists() {
+            bail!("{} is not there; build it: cargo build -p forebay-cli", path.display());
+        }
+        Ok(path)
+    }
+
     /// An example of the cache node's crate; none when it is not built.
     pub fn example(&self, name: &str) -> Option<PathBuf> {
         Some(self.folder.join("examples").join(name)).filter(|path| path.exists())

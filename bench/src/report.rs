@@ -1,10 +1,11 @@
-//! Figures beside their limits and requirements, as a table for the terminal and as `docs/benchmarks.md`.
+//! Figures beside their limits and requirements, as a table for the terminal and as a page of `docs/`.
 
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
+use crate::measure::Page;
 use crate::results::Saved;
 use crate::sample::Sample;
 
@@ -129,6 +130,7 @@ impl Unit {
     /// A number with its unit, short.
     pub fn show(self, number: f64) -> String {
         match self {
+            Self::Seconds if number < 0.02 => format!("{:.2} ms", number * 1e3),
             Self::Seconds if number < 1.0 => format!("{:.0} ms", number * 1e3),
             Self::Seconds => format!("{number:.2} s"),
             Self::Bytes => binary(number),
@@ -164,11 +166,12 @@ pub fn table(rows: &[Row]) -> String {
 }
 
 /// The whole page: of each measurement how it is made, and what was saved of it last.
-pub fn page(machine: &Machine, measurements: &[(&str, &str, Option<&Saved>)]) -> String {
-    let mut text = String::from(
-        "# Benchmarks\n\nWritten by `cargo xtask bench cache`; not edited by hand. Ours and its limit are measured in turn in the same run, with programs\n\
+pub fn page(page: &Page, machine: &Machine, measurements: &[(&str, &str, Option<&Saved>)]) -> String {
+    let Page { command, promises, .. } = page;
+    let mut text = format!(
+        "# Benchmarks\n\nWritten by `{command}`; not edited by hand. Ours and its limit are measured in turn in the same run, with programs\n\
          built for release; a figure is the median of its runs, with the smallest and the largest; a ratio is of neighbouring runs. What is\n\
-         required is what `docs/cache.md` promises.\n\n",
+         required is what `{promises}` promises.\n\n",
     );
     let Machine { processor, cores, memory_bytes, kernel } = machine;
     let memory = binary(*memory_bytes as f64);
@@ -233,6 +236,7 @@ fn markdown(rows: &[Row]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::measure::CACHE;
 
     fn row(ours: &[f64], limit: Option<&[f64]>, required: Required) -> Row {
         let sample = |runs: &[f64]| Sample::new(runs.to_vec()).unwrap();
@@ -287,6 +291,7 @@ mod tests {
             saved(vec![], Some("it is not there".to_owned())),
         );
         let text = page(
+            &CACHE,
             &machine,
             &[("transfer", "How.", Some(&good)), ("restart", "How.", Some(&missing)), ("memory", "How.", None)],
         );

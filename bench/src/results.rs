@@ -7,7 +7,7 @@ use forebay_e2e::paths;
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
-use crate::measure;
+use crate::measure::Page;
 use crate::report::{self, Row};
 
 /// One measurement's last result.
@@ -48,15 +48,17 @@ pub fn load(name: &str, machine: &Machine) -> Option<Saved> {
     (saved.machine == *machine).then_some(saved)
 }
 
-/// Writes the page anew from all that was kept; gives its path.
-pub fn write_page(machine: &Machine) -> Result<PathBuf> {
-    let saved: Vec<_> = measure::ALL.iter().map(|measurement| load(measurement.name, machine)).collect();
-    let parts: Vec<_> = measure::ALL
+/// Writes a page anew from all that was kept; gives its path.
+pub fn write_page(page: &Page, machine: &Machine) -> Result<PathBuf> {
+    let saved: Vec<_> = page.measurements.iter().map(|measurement| load(measurement.name, machine)).collect();
+    let parts: Vec<_> = page
+        .measurements
         .iter()
         .zip(&saved)
         .map(|(measurement, saved)| (measurement.name, measurement.how, saved.as_ref()))
         .collect();
-    let path = paths::repository().join("docs/benchmarks.md");
-    std::fs::write(&path, report::page(machine, &parts)).with_context(|| format!("writing {}", path.display()))?;
+    let path = paths::repository().join(page.file);
+    std::fs::write(&path, report::page(page, machine, &parts))
+        .with_context(|| format!("writing {}", path.display()))?;
     Ok(path)
 }

@@ -14,6 +14,7 @@ pub mod images;
 pub mod network;
 pub mod node;
 pub mod paths;
+pub mod readers;
 pub mod s3;
 pub mod s3_client;
 pub mod scenarios;

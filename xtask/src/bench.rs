@@ -14,15 +14,27 @@ const EXAMPLES: &str = "Examples:
 Measurements: restart, source-bytes, everywhere, transfer, memory, preload, small-files, hit-ratios. Files are kept in /dev/shm, at most
 6 GiB at a time, and are gone at the end, as are processes and network namespaces. Measure on a machine that does nothing else.";
 
+const MOUNT_EXAMPLES: &str = "Examples:
+  Everything, five runs each, into docs/benchmarks-mount.md:
+    cargo xtask bench mount
+  One measurement, two runs, less data; the page keeps the figures of the others:
+    cargo xtask bench mount --quick --only listing
+
+Measurements: large, small, listing, daemon-path, cold-read. Needs root, for mounting and for dropping the kernel's caches (of the whole machine).
+Files are kept in /dev/shm, at most 6 GiB at a time, and are gone at the end, as are mounts and processes. Measure on a machine that does nothing else.";
+
 #[derive(Subcommand)]
 pub enum Bench {
     /// The cache nodes: restart, transfers, memory, small files, placement, eviction
-    Cache(Cache),
+    #[command(after_help = EXAMPLES)]
+    Cache(Measure),
+    /// The mount: reads, opens, listings, beside the same on the files themselves
+    #[command(after_help = MOUNT_EXAMPLES)]
+    Mount(Measure),
 }
 
 #[derive(Args)]
-#[command(after_help = EXAMPLES)]
-pub struct Cache {
+pub struct Measure {
     /// Only these measurements; may be given several times
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
@@ -36,29 +48,34 @@ pub struct Cache {
 
 impl Bench {
     pub fn run(self) -> Result<()> {
-        let Self::Cache(cache) = self;
-        let mut arguments = vec!["cache".to_owned()];
-        for name in cache.only {
+        let (task, measure) = match self {
+            Self::Cache(measure) => ("cache", measure),
+            Self::Mount(measure) => ("mount", measure),
+        };
+        let mut arguments = vec![task.to_owned()];
+        for name in measure.only {
             arguments.extend(["--only".to_owned(), name]);
         }
-        if cache.quick {
+        if measure.quick {
             arguments.push("--quick".to_owned());
         }
-        run(cache.dev, &arguments)
+        run(measure.dev, &arguments)
     }
 }
 
-/// Builds `forebay-bench` and the cache node, and runs the former.
+/// Builds `forebay-bench` and the programs that it runs, and runs it.
 pub fn run(dev: bool, arguments: &[String]) -> Result<()> {
     setup::ensure_packages(&["iproute2", "util-linux"])?;
     setup::ensure_programs()?;
     let repository = paths::repository();
-    let mut cargo = command("cargo", ["build", "--package", "forebay-cache-node", "--package", "forebay-bench"]);
-    cargo.args(["--bins", "--examples"]).current_dir(&repository);
+    let mut cargo = command("cargo", ["build", "--bins", "--examples"]);
+    cargo
+        .args(["--package=forebay-cache-node", "--package=forebay-cli", "--package=forebay-bench"])
+        .current_dir(&repository);
     if !dev {
         cargo.arg("--release");
     }
-    run_shown(&mut cargo).context("building the cache node and what measures it")?;
+    run_shown(&mut cargo).context("building what is measured and what measures it")?;
     let version = text(command("rustc", ["-vV"]).current_dir(&repository))?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: "));
     let host = host.with_context(|| format!("rustc -vV names no host: {version}"))?;

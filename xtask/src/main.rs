@@ -21,6 +21,7 @@ const EXAMPLES: &str = "Examples:
   Figures beside their limits, into docs/benchmarks.md:
     cargo xtask bench cache
     cargo xtask bench cache --quick --only everywhere
+    cargo xtask bench mount
   An hour of fuzzing of one target:
     cargo xtask fuzz --seconds 3600 catalog
   A night of random faults:
@@ -40,7 +41,7 @@ enum Task {
     Cluster(cluster::Action),
     /// Formatting, lints, and all tests, those on a real cluster included
     Test(test::Test),
-    /// Figures of the cache nodes beside the limits of this machine
+    /// Figures of the cache nodes and of the mount beside the limits of this machine
     #[command(subcommand)]
     Bench(bench::Bench),
     /// Any bytes for everything that reads bytes of others

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use forebay_e2e::command::{command, run_shown};
-use forebay_e2e::{paths, scenarios, setup};
+use forebay_e2e::{paths, readers, scenarios, setup};
 
 use crate::fuzz;
 
@@ -31,6 +31,7 @@ impl Test {
         step("formatting", &["fmt", "--all", "--check"])?;
         step("lints", &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
         setup::ensure()?;
+        readers::ensure()?;
         // Everything is set up, so that a test which finds it can't run has found a mistake.
         let mut environment = vec!["FOREBAY_REQUIRE_ALL"];
         if !self.no_cluster {

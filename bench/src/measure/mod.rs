@@ -3,6 +3,7 @@
 mod everywhere;
 mod hit_ratios;
 mod memory;
+mod mount;
 mod preload;
 mod restart;
 mod small_files;
@@ -48,16 +49,43 @@ pub struct Measurement {
     pub run: for<'a> fn(&'a Context) -> LocalBoxFuture<'a, Result<Outcome>>,
 }
 
+/// Measurements that are shown together. No two of any pages have one name.
+pub struct Page {
+    /// The file that shows them, in the repository.
+    pub file: &'static str,
+    /// What writes it.
+    pub command: &'static str,
+    /// What says what is required.
+    pub promises: &'static str,
+    /// All of them, in the order of the page.
+    pub measurements: &'static [Measurement],
+}
+
 macro_rules! measurements {
-    ($($module:ident),*) => {
-        /// All of them, in the order of the page.
-        pub const ALL: &[Measurement] = &[
-            $(Measurement { name: $module::NAME, how: $module::HOW, run: |context| Box::pin($module::measure(context)) }),*
-        ];
+    ($($($module:ident)::+),*) => {
+        &[$(Measurement {
+            name: $($module)::+::NAME,
+            how: $($module)::+::HOW,
+            run: |context| Box::pin($($module)::+::measure(context)),
+        }),*]
     };
 }
 
-measurements!(restart, source_bytes, everywhere, transfer, memory, preload, small_files, hit_ratios);
+/// The cache nodes.
+pub const CACHE: Page = Page {
+    file: "docs/benchmarks.md",
+    command: "cargo xtask bench cache",
+    promises: "docs/cache.md",
+    measurements: measurements!(restart, source_bytes, everywhere, transfer, memory, preload, small_files, hit_ratios),
+};
+
+/// The mount.
+pub const MOUNT: Page = Page {
+    file: "docs/benchmarks-mount.md",
+    command: "cargo xtask bench mount",
+    promises: "docs/mount.md",
+    measurements: measurements!(mount::large, mount::small, mount::listing, mount::daemon_path, mount::cold_read),
+};
 
 /// The example that a measurement needs is not there.
 fn missing(example: &str) -> Outcome {

@@ -86,7 +86,7 @@ impl Image<'_> {
             block_bits: format::BLOCK_BITS,
             root_nid: U16::new(layout.nids[0] as u16),
             inodes: U64::new(self.tree.len() as u64),
-            blocks: U32::new(u32::try_from(layout.blocks).map_err(too_large)?),
+            blocks: U32::new(self.shown_blocks(layout.blocks).map_err(too_large)?),
             feature_incompat: U32::new(format::INCOMPAT_CHUNKED_FILE),
             ..SuperBlock::default()
         };
@@ -98,6 +98,15 @@ impl Image<'_> {
         superblock.checksum = U32::new(!crc32c::crc32c(&block[format::SUPER_OFFSET..]));
         block[format::SUPER_OFFSET..end].copy_from_slice(superblock.as_bytes());
         Ok(block)
+    }
+
+    /// What statfs shows as the size: the files', because the kernel uses the number for nothing else; no smaller than the image, which is what
+    /// tools for EROFS expect, and no larger than can be said (16 TiB).
+    fn shown_blocks(&self, image_blocks: u64) -> Result<u32, std::num::TryFromIntError> {
+        let entries = self.tree.entries();
+        let files = self.tree.files().map(|index| entries.get(index).size.div_ceil(BLOCK));
+        let shown = files.fold(0, u64::saturating_add).min(u32::MAX.into()) as u32;
+        Ok(shown.max(u32::try_from(image_blocks)?))
     }
 
     fn xattrs(&self, node: &Node, out: &mut Vec<u8>) {

@@ -3,6 +3,7 @@
 
 #![allow(dead_code)]
 
+pub mod mounted;
 pub mod program;
 pub mod s3;
 
