@@ -17,5 +17,6 @@ pub mod session;
 pub mod supervise;
 mod wake;
 
+pub use node_client::NodeClient;
 pub use registry::{Found, MountedCatalog, NotFound, Registry};
 pub use session::Server;

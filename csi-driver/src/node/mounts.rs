@@ -56,8 +56,18 @@ impl Shared {
         .await
     }
 
-    fn record(&self, volume: &Volume) -> Result<(), NodeError> {
+    pub(super) fn record(&self, volume: &Volume) -> Result<(), NodeError> {
         self.volumes.put(volume).map_err(file_error("writing the record of volume", Path::new(&volume.id)))
+    }
+
+    /// The record of a volume.
+    pub(super) fn volume(&self, id: &str) -> Result<Option<Volume>, NodeError> {
+        self.volumes.get(id).map_err(file_error("reading the record of volume", Path::new(id)))
+    }
+
+    /// All records.
+    pub(super) fn all_volumes(&self) -> Result<Vec<Volume>, NodeError> {
+        self.volumes.all().map_err(file_error("reading", &self.paths.volumes()))
     }
 
     /// Mounts the object FUSE unless it is mounted and alive; gives its session.
@@ -113,7 +123,7 @@ impl Shared {
 
     /// Takes away the mounts that no record needs.
     async fn release_unused(&self) -> Result<(), NodeError> {
-        let volumes = self.volumes.all().map_err(file_error("reading", &self.paths.volumes()))?;
+        let volumes = self.all_volumes()?;
         let needed: Vec<_> = volumes.iter().map(|it| self.paths.catalog(&it.dataset_uid, &it.catalog_id)).collect();
         let catalogs = self.paths.catalogs();
         let mounts = mountinfo::mounts().map_err(file_error("reading", Path::new("/proc/self/mountinfo")))?;
@@ -138,11 +148,14 @@ impl Shared {
 
     /// Takes up what a predecessor left, and removes what nobody needs.
     pub(super) async fn recover(&self) -> Result<(), NodeError> {
-        let volumes = self.volumes.all().map_err(file_error("reading", &self.paths.volumes()))?;
+        let volumes = self.all_volumes()?;
         for volume in &volumes {
             // Gone when its mounts are: after a reboot the kubelet stages anew.
             if mounted_tree(&volume.staging_path)?.is_none() {
                 tracing::info!(volume = volume.id, "the volume is not mounted any more");
+                if volume.inline {
+                    mount::unmount_and_remove(&volume.staging_path)?;
+                }
                 self.volumes
                     .remove(&volume.id)
                     .map_err(file_error("removing the record of volume", Path::new(&volume.id)))?;
