@@ -47,6 +47,8 @@ impl Drop for AbortOnDrop {
 #[derive(Debug)]
 struct Shared {
     daemon_uid: u32,
+    /// Whether it is known which session and catalogs there are; before that no daemon is told anything.
+    recovered: watch::Sender<bool>,
     state: Mutex<State>,
     /// Name of the session that a connected daemon serves.
     serving: watch::Sender<Option<String>>,
@@ -70,8 +72,6 @@ enum Session {
     Awaited(String),
     /// It is mounted and we hold it.
     Held(String, Holding),
-    /// It is mounted and nobody has the descriptor: dead.
-    Lost(String),
 }
 
 /// What we hold of a session.
@@ -130,10 +130,16 @@ pub enum NotServed {
 }
 
 impl Broker {
-    /// Listens at `path`, in group `gid`, to daemons of user `daemon_uid`.
+    /// Listens at `path`, in group `gid`, to daemons of user `daemon_uid`. They wait until [`Broker::recovered`].
     pub async fn listen(path: &Path, gid: Option<u32>, daemon_uid: u32) -> io::Result<Self> {
         let listener = FdListener::bind(path, 0o660, gid).await?;
-        let shared = Arc::new(Shared { daemon_uid, state: Mutex::default(), serving: watch::channel(None).0 });
+        let shared = Shared {
+            daemon_uid,
+            recovered: watch::channel(false).0,
+            state: Mutex::default(),
+            serving: watch::channel(None).0,
+        };
+        let shared = Arc::new(shared);
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared))).abort_handle();
         Ok(Self { shared, _accepting: Arc::new(AbortOnDrop(accepting)) })
     }
@@ -141,6 +147,12 @@ impl Broker {
     /// A session of our predecessor is mounted: a daemon may bring its descriptor.
     pub fn expect_session(&self, session: &str) {
         self.state().session = Session::Awaited(session.to_owned());
+    }
+
+    /// What a predecessor left has been told: daemons are answered from now on. One that came before would be told that there is no session, and let
+    /// go of the descriptor that it alone has.
+    pub fn recovered(&self) {
+        self.shared.recovered.send_replace(true);
     }
 
     /// Holds a new session and gives it to the daemon, with its table of open inodes if files may be passed through.
@@ -164,8 +176,23 @@ impl Broker {
     pub fn session(&self) -> Option<String> {
         match &self.state().session {
             Session::Held(name, _) | Session::Awaited(name) => Some(name.clone()),
-            Session::None | Session::Lost(_) => None,
+            Session::None => None,
         }
+    }
+
+    /// Whether a session is mounted whose descriptor nobody has brought yet.
+    pub fn awaits_session(&self) -> bool {
+        matches!(self.state().session, Session::Awaited(_))
+    }
+
+    /// The awaited session is dead: nobody has its descriptor. False if somebody has brought it after all.
+    pub fn give_session_up(&self) -> bool {
+        let mut state = self.state();
+        let awaited = matches!(state.session, Session::Awaited(_));
+        if awaited {
+            state.session = Session::None;
+        }
+        awaited
     }
 
     /// From now on the daemon serves the objects of this catalog; complete ones lie in `objects`, folders from fast to slow. With a tree and the
@@ -219,7 +246,7 @@ impl Session {
     fn name(&self) -> Option<&str> {
         match self {
             Self::None => None,
-            Self::Awaited(name) | Self::Held(name, _) | Self::Lost(name) => Some(name),
+            Self::Awaited(name) | Self::Held(name, _) => Some(name),
         }
     }
 }
@@ -250,22 +277,16 @@ impl State {
         let mut fds = fds.into_iter();
         let (fd, table) = (fds.next(), fds.next());
         let brings = (!hello.session.is_empty()).then_some(hello.session.as_str());
-        self.session = match (std::mem::take(&mut self.session), fd) {
-            (Session::Awaited(name) | Session::Lost(name), Some(fd))
-                if brings == Some(&name) && is_fuse_device(&fd) =>
-            {
-                tracing::info!(session = name, "the daemon gave the session back");
-                Session::Held(name, Holding::new(fd, table.and_then(table_of_daemon)))
-            }
-            (Session::Awaited(name), _) => {
-                tracing::error!(
-                    session = name,
-                    "the daemon does not have the session: plugin and daemon were down at once; incomplete objects can't be read by running pods, new pods get a new session"
-                );
-                Session::Lost(name)
-            }
-            (session, _) => session,
-        };
+        if let (Session::Awaited(name), Some(fd)) = (&self.session, fd)
+            && brings == Some(name)
+            && is_fuse_device(&fd)
+        {
+            tracing::info!(session = name, "the daemon gave the session back");
+            let (name, holding) = (name.clone(), Holding::new(fd, table.and_then(table_of_daemon)));
+            // One that connected before it, as in a rolling update, waits for the descriptor.
+            self.tell_all(&from_plugin::Message::Serve(Serve { session: name.clone() }), &holding.fds());
+            self.session = Session::Held(name, holding);
+        }
         let mut messages: Vec<_> = self
             .catalogs
             .iter()
@@ -330,6 +351,8 @@ impl Shared {
     }
 
     async fn serve_daemon(self: Arc<Self>, socket: FdSocket, hello: &Hello, fds: Vec<OwnedFd>) -> io::Result<()> {
+        // An error would mean that the broker is gone, and this task with it.
+        let _ = self.recovered.subscribe().wait_for(|recovered| *recovered).await;
         let (outbox, mut inbox) = mpsc::unbounded_channel();
         let entry = {
             let mut state = self.state();

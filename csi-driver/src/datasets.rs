@@ -1,7 +1,6 @@
 //! What a volume shows: from its attributes to Dataset and CacheRuntime, and from these to the cache folder and the catalog on this node. Says
 //! in the Dataset's own words why it can't be mounted yet.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use forebay_crds::{CacheRuntime, Dataset, Medium};
@@ -10,6 +9,7 @@ use forebay_protocol::layout::CacheLayout;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Api, ResourceExt};
 
+use crate::attributes::Attributes;
 use crate::paths::Paths;
 
 /// Where Datasets and CacheRuntimes are read from.
@@ -38,6 +38,8 @@ pub struct Target {
     pub cache: CacheLayout,
     /// The folder of the copies in memory, if the runtime has a Memory tier before its disk.
     pub memory: Option<CacheLayout>,
+    /// Namespaces, beside the Dataset's own, whose pods may mount it.
+    pub shared_with: Vec<String>,
 }
 
 /// Why a volume has no target.
@@ -49,6 +51,9 @@ pub enum ResolveError {
     /// The volume's attributes or the objects are wrong.
     #[error("{0}")]
     Wrong(String),
+    /// The pod's namespace may not use the Dataset.
+    #[error("{0}")]
+    Denied(String),
     /// The API server does not answer.
     #[error("reading {what}: {source}")]
     ApiServer {
@@ -72,23 +77,32 @@ impl Datasets {
     pub async fn resolve(
         &self,
         volume_id: &str,
-        attributes: &HashMap<String, String>,
+        attributes: &Attributes,
         paths: &Paths,
     ) -> Result<Target, ResolveError> {
-        let attribute = |name: &str| attributes.get(name).filter(|value| !value.is_empty());
-        let (Some(namespace), Some(name)) = (attribute("namespace"), attribute("dataset")) else {
-            let message = "the volume's attributes name no Dataset: they must have namespace and dataset";
-            return Err(ResolveError::Wrong(message.into()));
-        };
+        let of_pod = attributes.pod.as_ref().map(|pod| pod.namespace.as_str());
+        let (name, namespace) =
+            (attributes.dataset.as_str(), attributes.namespace.as_deref().or(of_pod).unwrap_or_default());
         let dataset = self.dataset(namespace, name).await?;
+        if let Some(pod) = of_pod.filter(|pod| *pod != namespace)
+            && !dataset.as_ref().is_some_and(|dataset| shared_with(dataset).iter().any(|shared| shared == pod))
+        {
+            // The same words for both: what there is in another namespace is not this one's to know.
+            return Err(ResolveError::Denied(format!(
+                "Dataset {namespace}/{name} does not exist or is not shared with namespace {pod}: its owner must add that to spec.sharedWith.namespaces"
+            )));
+        }
         let Some(dataset) = dataset else {
             return Err(ResolveError::NotYet(format!("Dataset {namespace}/{name} does not exist")));
         };
+        if !attributes.inline {
+            check_handle(volume_id, &dataset)?;
+        }
         let runtime_name = runtime_of(&dataset).ok_or_else(|| {
             ResolveError::Wrong(format!("Dataset {namespace}/{name} names no CacheRuntime (spec.runtimeRef)"))
         })?;
         let runtime = self.runtime(&runtime_name).await?;
-        target(volume_id, &dataset, &runtime_name, runtime.as_ref(), paths)
+        target(&dataset, &runtime_name, runtime.as_ref(), paths)
     }
 
     async fn dataset(&self, namespace: &str, name: &str) -> Result<Option<Dataset>, ResolveError> {
@@ -139,21 +153,31 @@ fn runtime_of(dataset: &Dataset) -> Option<RuntimeName> {
     Some(RuntimeName { namespace, name: reference.name.clone() })
 }
 
+fn shared_with(dataset: &Dataset) -> &[String] {
+    dataset.spec.shared_with.as_ref().map_or(&[], |shared| &shared.namespaces)
+}
+
+/// A volume's handle is the Dataset's UID, or that and anything after a slash, so that there may be several volumes of one Dataset.
+fn check_handle(volume_id: &str, dataset: &Dataset) -> Result<(), ResolveError> {
+    let uid = dataset.uid().unwrap_or_default();
+    if volume_id.split('/').next() == Some(&uid) {
+        return Ok(());
+    }
+    Err(ResolveError::Wrong(format!(
+        "the volume is of a Dataset {}/{} that has been deleted; the present one has UID {uid}, not {volume_id}: delete the claim and let it be made anew",
+        dataset.namespace().unwrap_or_default(),
+        dataset.name_any()
+    )))
+}
+
 /// From the objects to the target.
 fn target(
-    volume_id: &str,
     dataset: &Dataset,
     runtime_name: &RuntimeName,
     runtime: Option<&CacheRuntime>,
     paths: &Paths,
 ) -> Result<Target, ResolveError> {
     let full_name = format!("{}/{}", dataset.namespace().unwrap_or_default(), dataset.name_any());
-    let uid = dataset.uid().unwrap_or_default();
-    if uid != volume_id {
-        return Err(ResolveError::Wrong(format!(
-            "the volume is of a Dataset {full_name} that has been deleted; the present one has UID {uid}, not {volume_id}: delete the claim and let it be made anew"
-        )));
-    }
     let status = dataset.status.as_ref();
     let conditions = status.map(|status| status.conditions.as_slice()).unwrap_or_default();
     let not_yet = |what: &str| ResolveError::NotYet(format!("Dataset {full_name} {what}{}", reason(conditions)));
@@ -168,12 +192,13 @@ fn target(
         return Err(not_yet("has no version yet"));
     };
     Ok(Target {
-        dataset_uid: uid,
+        dataset_uid: dataset.uid().unwrap_or_default(),
         catalog_id: version.id.clone(),
         runtime: runtime_name.clone(),
         cache_root,
         cache,
         memory,
+        shared_with: shared_with(dataset).to_vec(),
         dataset: full_name,
     })
 }
@@ -217,6 +242,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::volumes::Pod;
 
     fn paths() -> Paths {
         Paths {
@@ -243,7 +269,8 @@ mod tests {
     async fn resolve(objects: serde_json::Value, volume_id: &str) -> Result<Target, ResolveError> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), objects.to_string()).unwrap();
-        let attributes = HashMap::from([("namespace".into(), "training".into()), ("dataset".into(), "images".into())]);
+        let attributes =
+            Attributes { namespace: Some("training".into()), dataset: "images".into(), ..Attributes::default() };
         Datasets::File(file.path().into()).resolve(volume_id, &attributes, &paths()).await
     }
 
@@ -275,6 +302,28 @@ mod tests {
         let target = resolve(json!([alone, dataset(&status)]), "u-1").await.unwrap();
         assert_eq!((target.cache.root(), target.memory), (in_memory, None));
         assert_eq!(target.cache_root, Path::new("/dev/shm/forebay"));
+    }
+
+    #[tokio::test]
+    async fn a_pod_of_another_namespace_needs_the_dataset_to_be_shared_with_its_own() {
+        let status = json!({"version": {"id": "c1", "files": 3, "size": "1Ki", "bytes": 1024, "observedAt": "2026-01-01T00:00:00Z"}});
+        let mut dataset = dataset(&status);
+        let resolve = |dataset: &serde_json::Value, name: &str, namespace: Option<&str>, pod: &str| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), json!([runtime("/var/lib/forebay"), dataset]).to_string()).unwrap();
+            let pod = Pod { namespace: pod.into(), name: "p".into(), uid: "u".into() };
+            let (namespace, dataset, pod) = (namespace.map(Into::into), name.into(), Some(pod));
+            let attributes = Attributes { namespace, dataset, pod, inline: true, ..Attributes::default() };
+            async move { Datasets::File(file.path().into()).resolve("csi-1", &attributes, &paths()).await }
+        };
+        resolve(&dataset, "images", None, "training").await.unwrap();
+        let denied = resolve(&dataset, "images", Some("training"), "b").await.unwrap_err();
+        assert!(matches!(&denied, ResolveError::Denied(message) if message.contains("spec.sharedWith")), "{denied}");
+        let nothing = resolve(&dataset, "nothing", Some("training"), "b").await.unwrap_err().to_string();
+        assert_eq!(nothing, denied.to_string().replace("images", "nothing"));
+        dataset["spec"]["sharedWith"] = json!({"namespaces": ["a", "b"]});
+        assert_eq!(resolve(&dataset, "images", Some("training"), "b").await.unwrap().shared_with, ["a", "b"]);
+        resolve(&dataset, "images", Some("training"), "c").await.unwrap_err();
     }
 
     #[tokio::test]

@@ -3,10 +3,14 @@
 use forebay_protocol::csi;
 use tonic::{Request, Response, Status};
 
+use crate::broker::Broker;
 use crate::paths::DRIVER;
 
 /// The service.
-pub struct IdentityService;
+pub struct IdentityService {
+    /// Knows whether the session is there.
+    pub broker: Broker,
+}
 
 #[tonic::async_trait]
 impl csi::identity_server::Identity for IdentityService {
@@ -29,6 +33,7 @@ impl csi::identity_server::Identity for IdentityService {
     }
 
     async fn probe(&self, _: Request<csi::ProbeRequest>) -> Result<Response<csi::ProbeResponse>, Status> {
-        Ok(Response::new(csi::ProbeResponse { ready: Some(true) }))
+        // After a restart the daemon brings the session back within a moment.
+        Ok(Response::new(csi::ProbeResponse { ready: Some(!self.broker.awaits_session()) }))
     }
 }

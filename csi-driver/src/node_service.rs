@@ -8,6 +8,7 @@ use forebay_protocol::csi::volume_usage::Unit;
 use forebay_protocol::csi::{self, VolumeCapability, VolumeCondition, VolumeUsage};
 use tonic::{Request, Response, Status};
 
+use crate::attributes;
 use crate::datasets::ResolveError;
 use crate::node::{Node, NodeError};
 
@@ -31,6 +32,7 @@ impl From<NodeError> for Status {
                 Self::failed_precondition(message)
             }
             NodeError::NotFound(_) => Self::not_found(message),
+            NodeError::Denied(_) | NodeError::Resolve(ResolveError::Denied(_)) => Self::permission_denied(message),
             NodeError::NotYet(_)
             | NodeError::NotServed(_)
             | NodeError::Resolve(
@@ -47,7 +49,7 @@ fn required<'a>(value: &'a str, field: &str) -> Result<&'a str, Status> {
 }
 
 /// Refuses what a read-only tree can't be.
-fn check_capability(capability: Option<&VolumeCapability>) -> Result<(), Status> {
+fn check_capability(capability: Option<&VolumeCapability>, inline: bool) -> Result<(), Status> {
     let capability = capability.ok_or_else(|| Status::invalid_argument("volume_capability is missing"))?;
     match &capability.access_type {
         Some(volume_capability::AccessType::Mount(mount)) => {
@@ -62,6 +64,8 @@ fn check_capability(capability: Option<&VolumeCapability>) -> Result<(), Status>
     let mode = capability.access_mode.as_ref().map_or(Mode::Unknown, csi::volume_capability::AccessMode::mode);
     match mode {
         Mode::MultiNodeReaderOnly | Mode::SingleNodeReaderOnly => Ok(()),
+        // The kubelet has no other for an inline volume, whose user chooses none.
+        Mode::SingleNodeWriter if inline => Ok(()),
         other => Err(Status::invalid_argument(format!(
             "a Dataset is read-only: access mode {} is not supported, use ReadOnlyMany",
             other.as_str_name()
@@ -78,7 +82,7 @@ impl csi::node_server::Node for NodeService {
         let request = request.into_inner();
         let id = required(&request.volume_id, "volume_id")?;
         let path = required(&request.staging_target_path, "staging_target_path")?;
-        check_capability(request.volume_capability.as_ref())?;
+        check_capability(request.volume_capability.as_ref(), false)?;
         let staged = self.node.stage(id, request.volume_context, Path::new(path)).await;
         if let Err(error) = &staged {
             tracing::warn!(volume = id, %error, "staging failed");
@@ -105,11 +109,23 @@ impl csi::node_server::Node for NodeService {
         let request = request.into_inner();
         let id = required(&request.volume_id, "volume_id")?;
         let target = required(&request.target_path, "target_path")?;
-        check_capability(request.volume_capability.as_ref())?;
-        if request.staging_target_path.is_empty() {
-            return Err(Status::failed_precondition("staging_target_path is missing"));
+        let inline = attributes::is_inline(&request.volume_context);
+        check_capability(request.volume_capability.as_ref(), inline)?;
+        let target = Path::new(target);
+        let published = if inline {
+            self.node.publish_inline(id, request.volume_context, target).await
+        } else {
+            let staging_path = request.staging_target_path.as_str();
+            if staging_path.is_empty() {
+                return Err(Status::failed_precondition("staging_target_path is missing"));
+            }
+            let pod = attributes::pod(&request.volume_context);
+            self.node.publish(id, Path::new(staging_path), target, pod).await
+        };
+        if let Err(error) = &published {
+            tracing::warn!(volume = id, %error, "publishing failed");
         }
-        self.node.publish(id, Path::new(&request.staging_target_path), Path::new(target)).await?;
+        published?;
         Ok(Response::new(csi::NodePublishVolumeResponse {}))
     }
 

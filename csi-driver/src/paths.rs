@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use forebay_protocol::layout::BROKER_SOCKET;
 
+use crate::volumes::file_name;
+
 /// The driver's name.
 pub const DRIVER: &str = "csi.forebay.dev";
 
@@ -40,6 +42,11 @@ impl Paths {
         self.run_dir.join(BROKER_SOCKET)
     }
 
+    /// Locked by the plugin that runs.
+    pub fn lock(&self) -> PathBuf {
+        self.plugin().join("lock")
+    }
+
     /// What is staged on this node: a file per volume.
     pub fn volumes(&self) -> PathBuf {
         self.plugin().join("volumes")
@@ -63,6 +70,11 @@ impl Paths {
     /// Where one catalog image is mounted.
     pub fn catalog(&self, dataset_uid: &str, catalog_id: &str) -> PathBuf {
         self.catalogs().join(dataset_uid).join(catalog_id)
+    }
+
+    /// Where the tree of an inline volume is mounted.
+    pub fn inline(&self, volume_id: &str) -> PathBuf {
+        self.plugin().join("inline").join(file_name(volume_id))
     }
 
     /// The cache root that a path lies under.

@@ -1,5 +1,6 @@
 //! The plugin as a whole: broker, node and identity services, registration.
 
+use std::fs::TryLockError;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,6 +28,9 @@ use crate::registration::RegistrationService;
 /// How long the plugin stays, when it is asked to end, for a daemon to have the session: both may be replaced at once, and one must have the
 /// descriptor at any time. Less than the chart's `terminationGracePeriodSeconds`.
 const HANDOVER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a plugin waits for its predecessor's end.
+const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The CSI driver of a node.
 #[derive(Clone, Debug, clap::Parser)]
@@ -64,6 +68,17 @@ pub enum ServerError {
     /// No way to the API server.
     #[error("connecting to the API server: {0}")]
     Kube(#[from] kube::Error),
+    /// There is another one.
+    #[error("another forebay-csi runs on this node and holds {}: end that one first", .0.display())]
+    Running(PathBuf),
+    /// The lock of the plugin that runs.
+    #[error("locking {path}: {source}")]
+    Lock {
+        /// Its path.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
     /// A socket.
     #[error("listening at {path}: {source}")]
     Listen {
@@ -93,6 +108,7 @@ pub async fn run(arguments: Arguments, shutdown: impl Future<Output = ()>) -> Re
         Some(file) => Datasets::File(file),
         None => Datasets::ApiServer(kube::Client::try_default().await?),
     };
+    let _lock = lock(&paths.lock()).await?;
     let broker_socket = paths.broker_socket();
     let broker = Broker::listen(&broker_socket, Some(FOREBAY_GID), arguments.daemon_uid).await;
     let broker = broker.map_err(|source| ServerError::Listen { path: broker_socket, source })?;
@@ -105,7 +121,7 @@ pub async fn run(arguments: Arguments, shutdown: impl Future<Output = ()>) -> Re
     };
     let csi = Server::builder()
         .add_service(NodeServer::new(NodeService::new(node)))
-        .add_service(IdentityServer::new(IdentityService))
+        .add_service(IdentityServer::new(IdentityService { broker: broker.clone() }))
         .serve_with_incoming_shutdown(listen(&paths.csi_socket())?, wait(stopped.clone()));
     let registration = RegistrationService { csi_socket: paths.csi_socket() };
     let registration = Server::builder()
@@ -144,6 +160,26 @@ fn tell_mode(wanted: Wanted, run_dir: &Path) {
     };
     if let Err(error) = forebay_protocol::mount_mode::write(run_dir, &mode) {
         tracing::warn!(folder = %run_dir.display(), %error, "the cache nodes of this machine can't be told the mount mode");
+    }
+}
+
+/// Waits until no other plugin runs on this node: two would take each other's sockets and mounts.
+async fn lock(path: &Path) -> Result<std::fs::File, ServerError> {
+    let failed = |source| ServerError::Lock { path: path.to_owned(), source };
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(failed)?;
+    }
+    let file = std::fs::File::create(path).map_err(failed)?;
+    let since = tokio::time::Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+            Err(TryLockError::WouldBlock) if since.elapsed() < PREDECESSOR_PATIENCE => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Err(TryLockError::WouldBlock) => return Err(ServerError::Running(path.to_owned())),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is staged on this node, one small file per volume, written whole or not at all: what a restarted plugin needs to know beyond the mount
 //! table. A record is written before the first of its mounts is made and removed after the last is gone.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Write};
@@ -41,6 +42,48 @@ pub struct Volume {
     pub files: u64,
     /// Sum of their sizes.
     pub bytes: u64,
+    /// The folder of the tree that pods see; empty for all of it.
+    #[serde(default)]
+    pub path: PathBuf,
+    /// Namespaces, beside the Dataset's own, whose pods may mount it.
+    #[serde(default)]
+    pub shared_with: Vec<String>,
+    /// An inline volume of one pod: staged when it is published, and gone with it.
+    #[serde(default)]
+    pub inline: bool,
+    /// Where pods see it.
+    #[serde(default)]
+    pub published: BTreeMap<PathBuf, Published>,
+}
+
+/// A place where a volume is published.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Published {
+    /// The pod, if the kubelet said.
+    pub pod: Option<Pod>,
+    /// The session that it was mounted with was lost: a new tree is mounted over the pod's.
+    pub mounted_over: bool,
+}
+
+/// A pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+}
+
+impl Volume {
+    /// Whether pods of a namespace may mount it.
+    pub fn may_be_used_in(&self, namespace: &str) -> bool {
+        let own = self.dataset.split('/').next();
+        own == Some(namespace) || self.shared_with.iter().any(|shared| shared == namespace)
+    }
 }
 
 /// What a volume's tree is made of. Records of versions that knew only mode Kernel don't say.
@@ -102,18 +145,23 @@ impl Volumes {
 
     /// A volume's id may be any text up to 128 bytes; a file name may not.
     fn file(&self, id: &str) -> PathBuf {
-        let mut name = String::new();
-        for byte in id.bytes() {
-            if byte.is_ascii_alphanumeric() || byte == b'-' {
-                name.push(char::from(byte));
-            } else {
-                // Writing to a String can't fail.
-                let _ = write!(name, "_{byte:02x}");
-            }
-        }
-        name.truncate(240);
-        self.folder.join(name + ".json")
+        self.folder.join(file_name(id) + ".json")
     }
+}
+
+/// A file's name for a volume's id, another one for each.
+pub fn file_name(id: &str) -> String {
+    let mut name = String::new();
+    for byte in id.bytes() {
+        if byte.is_ascii_alphanumeric() || byte == b'-' {
+            name.push(char::from(byte));
+        } else {
+            // Writing to a String can't fail.
+            let _ = write!(name, "_{byte:02x}");
+        }
+    }
+    name.truncate(240);
+    name
 }
 
 /// Reads a JSON file; none when it is not there.
@@ -161,7 +209,18 @@ mod tests {
             node_socket: "/r/a.b.sock".into(),
             files: 1,
             bytes: 2,
+            path: PathBuf::new(),
+            shared_with: vec!["b".into()],
+            inline: false,
+            published: BTreeMap::new(),
         }
+    }
+
+    #[test]
+    fn pods_of_the_own_namespace_and_of_those_it_is_shared_with_may_use_a_volume() {
+        let volume = volume("v");
+        assert!(volume.may_be_used_in("training") && volume.may_be_used_in("b"));
+        assert!(!volume.may_be_used_in("images") && !volume.may_be_used_in(""));
     }
 
     #[test]

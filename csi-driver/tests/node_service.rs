@@ -38,7 +38,7 @@ async fn calls_may_be_repeated_and_come_in_parallel_and_nothing_is_left(mode: Wa
         let targets = [world.scratch.path().join("pods/1/mount"), world.scratch.path().join("pods/2/mount")];
         for _ in 0..2 {
             for target in &targets {
-                plugin.publish(uid, &world.staging(0), target).await.unwrap();
+                plugin.publish(uid, &world.staging(0), target, None).await.unwrap();
             }
         }
         // Object FUSE, in mode Kernel two catalogs, two trees, two pods: none stacked.

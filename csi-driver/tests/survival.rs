@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use forebay_csi::mount::mode::Wanted;
 use forebay_protocol::fdsocket::FdSocket;
-use support::Dataset;
 use support::plugin::{Daemon, World, run_daemon};
+use support::pod::Pod;
+use support::{Dataset, can_mount};
 
 in_both_modes! {
     no_read_fails_when_an_unprivileged_daemon_is_killed_twenty_times
@@ -187,13 +188,13 @@ async fn after_plugin_and_daemon_were_down_at_once_new_pods_read_again(mode: Wan
     let uid = world.datasets[0].uid.clone();
     let staging = world.staging(0);
     let (old_pod, new_pod) = (world.scratch.path().join("pods/old"), world.scratch.path().join("pods/new"));
-    world.plugin().publish(&uid, &staging, &old_pod).await.unwrap();
+    world.plugin().publish(&uid, &staging, &old_pod, None).await.unwrap();
     world.stop_plugin().await;
     world.kill_daemon();
     world.start_plugin().await;
     world.start_daemon();
     until("the loss is noticed", || world.plugin().stats(&uid, &old_pod).unwrap().problem.is_some()).await;
-    world.plugin().publish(&uid, &staging, &new_pod).await.unwrap();
+    world.plugin().publish(&uid, &staging, &new_pod, None).await.unwrap();
     assert_eq!(world.plugin().stats(&uid, &new_pod).unwrap().problem, None);
     let file = world.datasets[0].files[0].clone();
     let path = new_pod.join(&file.path);
@@ -204,6 +205,70 @@ async fn after_plugin_and_daemon_were_down_at_once_new_pods_read_again(mode: Wan
     }
     world.plugin().unstage(&uid, &staging).await.unwrap();
     assert!(world.scratch.mounts().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_plugin_and_daemon_were_down_at_once_running_pods_read_what_they_open_anew_where_mounts_propagate() {
+    if !can_mount() {
+        return;
+    }
+    let mut world = World::with_propagation(&[FILES]).await;
+    world.cache_node.shared.keep_partial.store(true, Ordering::SeqCst);
+    let dataset = Arc::clone(&world.datasets[0]);
+    dataset.complete(dataset.file("a"));
+    for name in ["a", "b/c", "e"] {
+        let file = dataset.file(name);
+        std::fs::write(world.scratch.path().join(name.replace('/', "-")), file.bytes(0, file.size as usize)).unwrap();
+    }
+    world.start_plugin().await;
+    world.start_daemon();
+    world.stage(0).await.unwrap();
+    let staging = world.staging(0);
+    let targets: Vec<_> = (0..2).map(|number| world.paths.kubelet_dir.join(format!("pods/{number}/mount"))).collect();
+    for target in &targets {
+        world.plugin().publish(&dataset.uid, &staging, target, None).await.unwrap();
+    }
+    let scratch = world.scratch.path().to_owned();
+    let same = move |pod: &mut Pod, target: &Path, name: &str| {
+        let copy = scratch.join(name.replace('/', "-"));
+        pod.run(&format!("cmp {} {} && echo same", target.join(name).display(), copy.display()))
+    };
+    let mut pods = [Pod::start("slave"), Pod::start("slave"), Pod::start("private")];
+    for pod in &mut pods {
+        assert_eq!(same(pod, &targets[0], "b/c"), "same\n");
+        pod.run(&format!("exec 3< {}", targets[0].join("a").display()));
+    }
+
+    world.stop_plugin().await;
+    world.kill_daemon();
+    let since = Instant::now();
+    world.start_plugin().await;
+    world.start_daemon();
+    let [first, second, private] = &mut pods;
+    until("the first pod reads again", || same(first, &targets[0], "e") == "same\n").await;
+    until("the second pod reads again", || same(second, &targets[1], "e") == "same\n").await;
+    eprintln!("read again after {:?}", since.elapsed());
+    assert!(since.elapsed() < Duration::from_secs(10));
+    // Without propagation: what is complete, and nothing else.
+    assert_eq!(same(private, &targets[0], "a"), "same\n");
+    assert!(same(private, &targets[0], "e").contains("not connected"), "{}", same(private, &targets[0], "e"));
+    // A complete file that was open is still readable.
+    for pod in [&mut *first, &mut *private] {
+        assert_eq!(pod.run("cat <&3 | wc -c"), "3000000\n");
+    }
+
+    // What one pod saw goes without taking away what the other one sees.
+    world.plugin().unpublish(&dataset.uid, &targets[0]).await.unwrap();
+    assert_eq!(same(second, &targets[1], "b/c"), "same\n");
+    // And after yet another loss.
+    world.stop_plugin().await;
+    world.kill_daemon();
+    world.start_plugin().await;
+    world.start_daemon();
+    until("the second pod reads again", || same(second, &targets[1], "b/c") == "same\n").await;
+    world.plugin().unpublish(&dataset.uid, &targets[1]).await.unwrap();
+    world.plugin().unstage(&dataset.uid, &staging).await.unwrap();
+    assert_eq!(world.scratch.mounts(), [world.paths.kubelet_dir.clone()]);
 }
 
 async fn a_daemon_that_is_asked_to_end_while_there_is_no_plugin_waits_for_one_to_take_the_session(mode: Wanted) {

@@ -18,7 +18,7 @@ pub fn kept() -> PathBuf {
     target().join("e2e")
 }
 
-/// The Go programs: `forebay-cluster`, `helm`, `pause`, `versitygw`.
+/// The Go programs: `forebay-cluster`, `helm`, `pause`, `csi-sanity`, `versitygw`.
 pub fn bin() -> PathBuf {
     kept().join("bin")
 }

@@ -95,6 +95,11 @@ pub fn ensure_programs() -> Result<()> {
         let mut go = go(&source, ["build", "-trimpath", "-ldflags", "-s -w", "-o"]);
         run_shown(go.arg(bin.join("pause")).arg("./pause"))
     })?;
+    let source = paths::repository().join("e2e/sanity");
+    build(&["csi-sanity"], &hash_tree(&source)?, "the CSI conformance suite", || {
+        let mut go = go(&source, ["build", "-trimpath", "-ldflags", "-s -w", "-o"]);
+        run_shown(go.arg(bin.join("csi-sanity")).arg("."))
+    })?;
     build(&["versitygw"], VERSITYGW, "the S3 server", || {
         let mut go = go(&source, ["install", "-trimpath", "-ldflags", "-s -w", VERSITYGW]);
         run_shown(go.current_dir("/").env("GOBIN", &bin))

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use forebay_protocol::fdsocket::FdSocket;
-use forebay_protocol::local::{Close, Request, Response, Served, request::Call, response};
+use forebay_protocol::local::{Close, Held, HeldQuery, Request, Response, Served, request::Call, response};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
@@ -98,6 +98,14 @@ impl NodeClient {
         let Some(connection) = self.connected() else { return false };
         let call = Call::Served(Served { dataset_uid: dataset_uid.to_owned(), bytes });
         connection.socket.send(&Request { id: 0, call: Some(call) }, &[]).await.is_ok()
+    }
+
+    /// How much of the cache is held by what is unlinked; none when the node can't be asked now.
+    pub async fn held(&self) -> Option<Held> {
+        match self.connected()?.call(Call::Held(HeldQuery {})).await {
+            Ok((response::Result::Held(held), _)) => Some(held),
+            _ => None,
+        }
     }
 }
 

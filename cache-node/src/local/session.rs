@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use forebay_catalog::ObjectId;
 use forebay_protocol::fdsocket::FdSocket;
 use forebay_protocol::local::{
-    Close, Closed, Ensure, Ensured as EnsuredAnswer, Failed, FailureKind, Open, Opened, Request, Response, Served,
-    request::Call, response::Result as Answer,
+    Close, Closed, Ensure, Ensured as EnsuredAnswer, Failed, FailureKind, Held, Open, Opened, Request, Response,
+    Served, request::Call, response::Result as Answer,
 };
 use futures::{StreamExt, stream};
 use parking_lot::Mutex;
@@ -121,6 +121,7 @@ impl Session {
                 self.served(&dataset_uid, bytes);
                 (Answer::Closed(Closed {}), None)
             }
+            Some(Call::Held(_)) => (self.held().map_or_else(Answer::Failed, Answer::Held), None),
             None => {
                 (Answer::Failed(failed(FailureKind::Unspecified, "the request is empty or of a later version")), None)
             }
@@ -132,6 +133,16 @@ impl Session {
         if let Err(error) = self.socket.send(&Response { id, result: Some(answer) }, &fds).await {
             tracing::debug!(%error, "a local client does not take its answer");
         }
+    }
+
+    fn held(&self) -> Result<Held, Failed> {
+        let engine = self.shared.engine().ok_or_else(closed)?;
+        let store = engine.store();
+        Ok(Held {
+            held_bytes: store.held_bytes(),
+            capacity_bytes: store.capacity(),
+            waited_for: store.room_is_waited_for(),
+        })
     }
 
     fn close(&self, lease: u64) {

@@ -6,7 +6,7 @@
 //! taken for held bytes, never more of it than was unlinked; the cache then leaves them that room, and takes it back after an hour if the disk has
 //! enough. On file systems that compress or share blocks it sees less than is held.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -30,6 +30,18 @@ pub(super) struct Held {
     /// Unlinked and not known to be free; 0 most of the time, and then nothing is asked.
     unlinked: AtomicU64,
     began: Mutex<Option<Began>>,
+    /// Writers that can't go on before there is room.
+    waiting: AtomicUsize,
+}
+
+/// A writer that waits for room, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// When the first of them was unlinked.
@@ -49,6 +61,17 @@ impl Held {
             *began = Some(Began { at: Instant::now(), beside: space.used.saturating_sub(in_files) });
         }
         self.unlinked.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Somebody waits for room from now on.
+    pub(super) fn wait(&self) -> Waiting<'_> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Waiting(&self.waiting)
+    }
+
+    /// Whether somebody waits for room.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
     }
 
     /// How many bytes are held, when `in_files` are in files and the cache may have `capacity`.

@@ -94,6 +94,11 @@ impl Store {
         self.held.bytes(self.used_bytes(), self.capacity(), || self.backing.space())
     }
 
+    /// Whether somebody can't write before there is room.
+    pub fn room_is_waited_for(&self) -> bool {
+        self.held.is_waited_for()
+    }
+
     /// What files may take: the capacity without what readers hold of files that are gone.
     fn room(&self) -> u64 {
         self.capacity().saturating_sub(self.held_bytes())
@@ -133,6 +138,7 @@ impl Store {
     pub(super) async fn make_room(self: &Arc<Self>, dataset: DatasetSlot, bytes: u64) -> Result<(), StoreError> {
         self.evict_to_limits(dataset, bytes, bytes.saturating_mul(PACE));
         self.evict_to_watermark(bytes);
+        let mut waiting = None;
         let waited = tokio::time::timeout(PATIENCE, async {
             loop {
                 let changed = self.changed.notified();
@@ -142,6 +148,7 @@ impl Store {
                     return;
                 }
                 self.evict_to_watermark(bytes);
+                waiting.get_or_insert_with(|| self.held.wait());
                 // What is in use may be let go at any time, which nobody tells: look again soon.
                 let _ = tokio::time::timeout(Duration::from_millis(100), changed).await;
             }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use forebay_cache_node::node::Node;
 use forebay_csi::mount::mode::Chosen;
+use forebay_csi::space::{LOOK as LOOK_FOR_SPACE, Space};
 use forebay_protocol::config::DatasetConfig;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -76,7 +77,7 @@ async fn serve(
             // Whoever started it may have gone since; the mount is what was asked for.
             let _ = reporter.tell(News::Mounted(text));
             drop(reporter);
-            until_end(args, &node, dataset, tree, signals).await
+            until_end(args, &node, dataset, cache, tree, signals).await
         }
         Ok(None) => Ok(()),
         Err(error) => Err(error),
@@ -89,6 +90,7 @@ async fn until_end(
     args: &MountArgs,
     node: &Node,
     dataset: &DatasetConfig,
+    cache: &CacheFolder,
     tree: Tree,
     mut signals: Signals,
 ) -> anyhow::Result<()> {
@@ -105,10 +107,18 @@ async fn until_end(
             tokio::time::sleep(LOOK).await;
         }
     };
+    let mut space = Space::new(&cache.socket());
+    let freed = async {
+        loop {
+            tokio::time::sleep(LOOK_FOR_SPACE).await;
+            space.look(vec![tree.mounted.directory.clone()]).await;
+        }
+    };
     let signalled = tokio::select! {
         () = tree.ended() => false,
         () = signals.next() => true,
         () = shown => false,
+        () = freed => false,
     };
     preload.clear();
     if signalled {

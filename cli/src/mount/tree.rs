@@ -68,7 +68,7 @@ impl Tree {
         // While it mounts, the kernel asks the object FUSE, which this process serves.
         blocking(move || match mode {
             Mode::Kernel => mount_overlay(&root, &image, points, &at),
-            Mode::Fuse => Ok(mount::bind(&points.objects.join(tree_folder(SLOT)), &at)?),
+            Mode::Fuse => Ok(mount::bind(&points.objects.join(tree_folder(SLOT)), Path::new(""), &at)?),
         })
         .await?;
         let mounted = Mounted { directory: target.to_owned(), pid: rustix::process::getpid() };

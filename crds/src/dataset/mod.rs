@@ -74,6 +74,10 @@ pub struct DatasetSpec {
     /// Files that are evicted last, for instance labels and indexes that every epoch needs. May change at any time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pin: Option<Pin>,
+    /// Other namespaces whose pods may mount this Dataset, by an inline volume that names it or by a volume of their own. Default: none but the Dataset's own.
+    /// What has been taken back holds for volumes that are mounted from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_with: Option<SharedWith>,
     /// Owner and modes that files and folders show. Immutable once the Dataset has a version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<Access>,
@@ -90,6 +94,15 @@ pub struct RuntimeRef {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub namespace: Option<String>,
+}
+
+/// Who may mount a Dataset beside its own namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SharedWith {
+    /// Names of namespaces, at most 64.
+    #[schemars(length(max = 64), inner(length(min = 1, max = 63)), extend("x-kubernetes-list-type" = "set"))]
+    pub namespaces: Vec<String>,
 }
 
 /// Owner and modes that the tree shows. It is read-only whatever the modes say.

@@ -103,13 +103,22 @@ fn start() -> Option<Server> {
     Some(Server { port: ports[0], _lifeline: lifeline })
 }
 
-async fn connect(port: u16, token: &str) -> Client {
-    let kubeconfig = Kubeconfig::from_yaml(&format!(
+/// The administrator's kubeconfig, for programs.
+#[allow(dead_code, reason = "not every test starts one")]
+pub fn kubeconfig() -> Option<String> {
+    Some(kubeconfig_of(server()?.port, ADMIN))
+}
+
+fn kubeconfig_of(port: u16, token: &str) -> String {
+    format!(
         "{{clusters: [{{name: test, cluster: {{server: 'https://127.0.0.1:{port}', insecure-skip-tls-verify: true}}}}], \
          users: [{{name: test, user: {{token: {token}}}}}], contexts: [{{name: test, context: {{cluster: test, user: test}}}}], \
          current-context: test}}"
-    ))
-    .unwrap();
+    )
+}
+
+async fn connect(port: u16, token: &str) -> Client {
+    let kubeconfig = Kubeconfig::from_yaml(&kubeconfig_of(port, token)).unwrap();
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
     Client::try_from(config).unwrap()
 }

@@ -4,6 +4,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use forebay_fuse::handshake::{self, Agreed};
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+use rustix::io::Errno;
 
 use super::{Context, MountError, mountinfo};
 
@@ -62,6 +64,13 @@ pub fn mount(source: &str, target: &Path) -> Result<ObjectFuse, MountError> {
             Err(error)
         }
     }
+}
+
+/// Whether the session behind the mount is dead, because nobody has its descriptor any more. Waits for an answer while somebody has it and does not
+/// serve, so call it on a thread that nobody waits for.
+pub fn is_dead(mount: &Path) -> bool {
+    let flags = AtFlags::STATX_FORCE_SYNC | AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW;
+    matches!(statx(CWD, mount, flags, StatxFlags::BASIC_STATS), Err(Errno::NOTCONN | Errno::CONNABORTED))
 }
 
 /// Lets the kernel read ahead as far as pays; INIT can't say it. Without it sequential reads of incomplete objects are a third slower.

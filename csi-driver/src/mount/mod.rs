@@ -19,11 +19,11 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsmount, fsopen,
-    move_mount, open_tree, unmount as umount2,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+    fsmount, fsopen, mount_change, move_mount, open_tree, unmount as umount2,
 };
 
 pub use beneath::open_beneath;
@@ -132,11 +132,15 @@ pub fn make_mount_point(path: &Path) -> Result<(), MountError> {
     }
 }
 
-/// Shows the tree at `source` at `target` as well, with the same mount options.
-pub fn bind(source: &Path, target: &Path) -> Result<(), MountError> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree = open_tree(CWD, source, flags)
-        .map_err(|error| MountError::new(format!("cloning the mount at {}", source.display()), error))?;
+/// Shows the folder `path` of the tree at `source` at `target` as well, with the same mount options. `path` is relative; empty for all of the tree.
+pub fn bind(source: &Path, path: &Path, target: &Path) -> Result<(), MountError> {
+    let failed =
+        |error: io::Error| MountError::new(format!("cloning the mount at {}", source.join(path).display()), error);
+    let folder = open_beneath(source, path, OFlags::PATH | OFlags::DIRECTORY).map_err(failed)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = open_tree(&folder, "", flags).map_err(|error| failed(error.into()))?;
+    // A clone is a peer of what it was cloned from: what is mounted over one pod's would appear over another's, and be taken away with it.
+    mount_change(descriptor_path(&tree), MountPropagationFlags::PRIVATE).map_err(|error| failed(error.into()))?;
     attach(tree, target)
 }
 
@@ -145,7 +149,7 @@ pub fn bind(source: &Path, target: &Path) -> Result<(), MountError> {
 pub fn bind_when_there(source: &Path, target: &Path, patience: Duration) -> Result<(), MountError> {
     let since = Instant::now();
     loop {
-        match bind(source, target) {
+        match bind(source, Path::new(""), target) {
             Err(MountError::System { source: error, .. })
                 if error.kind() == io::ErrorKind::NotFound && since.elapsed() < patience =>
             {

@@ -3,7 +3,9 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
+use rustix::fs::CWD;
 use rustix::io::Errno;
+use rustix::mount::FsPickFlags;
 
 use super::{Context, MountError, descriptor_path};
 
@@ -23,6 +25,16 @@ pub fn mount(source: &str, catalog: impl AsFd, data: &[BorrowedFd<'_>], target: 
     context.string("redirect_dir", "on")?;
     context.flag("ro")?;
     context.mount_at(target)
+}
+
+/// Has the kernel let go of everything that it caches of the tree and nobody uses: dentries and inodes, and with them the unlinked files of the data
+/// layers. What is open or mapped stays as it is; what is looked up next is looked up anew.
+pub fn let_go(tree: &Path) -> Result<(), MountError> {
+    let failed = |error: Errno| MountError::new(format!("remounting {}", tree.display()), error);
+    let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_SYMLINK_NOFOLLOW;
+    let context = rustix::mount::fspick(CWD, tree, flags).map_err(failed)?;
+    // A remount that changes nothing.
+    rustix::mount::fsconfig_reconfigure(&context).map_err(failed)
 }
 
 impl Context {

@@ -3,20 +3,26 @@
 
 mod error;
 mod mounts;
+mod publish;
+mod restore;
+mod space;
 mod stage;
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::attributes::Attributes;
 use crate::broker::Broker;
 use crate::datasets::Datasets;
+use crate::events::Events;
 use crate::mount;
 use crate::mount::mode::Wanted;
 use crate::paths::Paths;
+pub use crate::volumes::Pod;
 use crate::volumes::Volumes;
 pub use error::NodeError;
-use error::{blocking, file_error};
+use error::file_error;
 use mounts::is_shown_at;
 
 /// Volumes on this node. Clones are the same.
@@ -33,6 +39,9 @@ struct Shared {
     /// How new volumes are to be mounted.
     wanted: Wanted,
     volumes: Volumes,
+    events: Events,
+    /// Sockets of cache nodes that are away, since when.
+    away: Mutex<HashMap<PathBuf, tokio::time::Instant>>,
     /// One call at a time per volume.
     locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// Held while mounts that volumes share are made or taken away.
@@ -66,16 +75,21 @@ impl Node {
         let volumes = Volumes::open(&paths.volumes()).map_err(file_error("opening", &paths.volumes()))?;
         let shared = Shared {
             name: name.to_owned(),
+            events: Events::new(&datasets, name),
             paths,
             datasets,
             broker,
             wanted,
             volumes,
+            away: Mutex::default(),
             locks: Mutex::default(),
             common_mounts: tokio::sync::Mutex::default(),
         };
         let node = Self { shared: Arc::new(shared) };
         node.shared.recover().await?;
+        node.shared.broker.recovered();
+        tokio::spawn(restore::watch(Arc::downgrade(&node.shared)));
+        tokio::spawn(space::look_after_caches(Arc::downgrade(&node.shared)));
         Ok(node)
     }
 
@@ -91,70 +105,86 @@ impl Node {
         attributes: HashMap<String, String>,
         staging_path: &Path,
     ) -> Result<(), NodeError> {
+        let attributes = Attributes::read(&attributes).map_err(NodeError::Invalid)?;
         let staging_path = staging_path.to_owned();
-        self.exclusively(id, move |node, id| async move { node.stage(&id, &attributes, &staging_path).await }).await
+        let call =
+            move |node: Arc<Shared>, id: String| async move { node.stage(&id, &attributes, &staging_path).await };
+        self.shared.exclusively(id, call).await
     }
 
     /// Takes it away, and what nobody else needs.
     pub async fn unstage(&self, id: &str, staging_path: &Path) -> Result<(), NodeError> {
         let staging_path = staging_path.to_owned();
-        self.exclusively(id, move |node, id| async move { node.unstage(&id, &staging_path).await }).await
+        let call = move |node: Arc<Shared>, id: String| async move { node.unstage(&id, &staging_path).await };
+        self.shared.exclusively(id, call).await
     }
 
-    /// Shows the staged tree at `target`.
-    pub async fn publish(&self, id: &str, staging_path: &Path, target: &Path) -> Result<(), NodeError> {
+    /// Shows the staged tree at `target`, to `pod` if the kubelet said which.
+    pub async fn publish(
+        &self,
+        id: &str,
+        staging_path: &Path,
+        target: &Path,
+        pod: Option<Pod>,
+    ) -> Result<(), NodeError> {
         let (staging_path, target) = (staging_path.to_owned(), target.to_owned());
-        self.exclusively(id, move |node, id| async move {
-            let volume = node.staged(&id, &staging_path)?.ok_or_else(|| {
-                NodeError::Invalid(format!("volume {id} is not staged at {}", staging_path.display()))
-            })?;
-            if is_shown_at(&volume, &target)? {
-                return Ok(());
-            }
-            if !node.is_served(&volume) {
-                tracing::warn!(
-                    volume = id,
-                    dataset = volume.dataset,
-                    "the tree's object FUSE is dead; mounting it anew"
-                );
-                Arc::clone(&node).mount(volume).await?;
-            }
-            blocking(move || {
-                mount::make_mount_point(&target)?;
-                Ok(mount::bind(&staging_path, &target)?)
-            })
-            .await
-        })
-        .await
+        let call =
+            move |node: Arc<Shared>, id: String| async move { node.publish(&id, &staging_path, &target, pod).await };
+        self.shared.exclusively(id, call).await
     }
 
-    /// Takes it away and removes `target`.
+    /// Mounts an inline volume of a pod at `target`.
+    pub async fn publish_inline(
+        &self,
+        id: &str,
+        attributes: HashMap<String, String>,
+        target: &Path,
+    ) -> Result<(), NodeError> {
+        let attributes = Attributes::read(&attributes).map_err(NodeError::Invalid)?;
+        let target = target.to_owned();
+        let call =
+            move |node: Arc<Shared>, id: String| async move { node.publish_inline(&id, &attributes, &target).await };
+        self.shared.exclusively(id, call).await
+    }
+
+    /// Takes it away and removes `target`; an inline volume goes with it.
     pub async fn unpublish(&self, id: &str, target: &Path) -> Result<(), NodeError> {
         let target = target.to_owned();
-        self.exclusively(id, move |_, _| blocking(move || Ok(mount::unmount_and_remove(&target)?))).await
+        let call = move |node: Arc<Shared>, id: String| async move { node.unpublish(&id, &target).await };
+        self.shared.exclusively(id, call).await
     }
 
     /// Figures of a volume, from its record: never touches the mount, so it can't hang on a slow source.
     pub fn stats(&self, id: &str, path: &Path) -> Result<Stats, NodeError> {
-        let volumes = &self.shared.volumes;
-        let volume = volumes.get(id).map_err(file_error("reading the record of volume", Path::new(id)))?;
-        let volume = volume.ok_or_else(|| NodeError::NotFound(format!("volume {id} is not staged on this node")))?;
+        let volume = self
+            .shared
+            .volume(id)?
+            .ok_or_else(|| NodeError::NotFound(format!("volume {id} is not staged on this node")))?;
         if !is_shown_at(&volume, path)? {
             return Err(NodeError::NotFound(format!("volume {id} is not mounted at {}", path.display())));
         }
-        let problem = (!self.shared.is_served(&volume)).then(|| {
-            "plugin and FUSE daemon of this node were down at once: files that are not cached can't be read; restart the pods that use the volume".to_owned()
-        });
+        let problem = if !self.shared.is_served(&volume) {
+            Some(
+                "plugin and FUSE daemon of this node were down at once; the volume is mounted anew as soon as both are there: see the pods of both",
+            )
+        } else if volume.published.get(path).is_some_and(|published| published.mounted_over) {
+            Some(restore::LOST)
+        } else {
+            None
+        };
+        let problem = problem.map(ToOwned::to_owned).or_else(|| self.shared.cache_problem(&volume.node_socket));
         Ok(Stats { files: volume.files, bytes: volume.bytes, problem })
     }
+}
 
+impl Shared {
     /// Runs a call of one volume after those before it, to its end even if the caller gives up: half a mount helps nobody.
-    async fn exclusively<F, T>(&self, id: &str, call: F) -> Result<(), NodeError>
+    async fn exclusively<F, T>(self: &Arc<Self>, id: &str, call: F) -> Result<(), NodeError>
     where
         F: FnOnce(Arc<Shared>, String) -> T + Send + 'static,
         T: Future<Output = Result<(), NodeError>> + Send + 'static,
     {
-        let (node, id) = (Arc::clone(&self.shared), id.to_owned());
+        let (node, id) = (Arc::clone(self), id.to_owned());
         let lock = {
             let mut locks = node.locks.lock().unwrap_or_else(PoisonError::into_inner);
             // Those that nobody waits for or holds.

@@ -105,8 +105,18 @@ impl Shared {
         Ok(slot)
     }
 
-    fn record(&self, volume: &Volume) -> Result<(), NodeError> {
+    pub(super) fn record(&self, volume: &Volume) -> Result<(), NodeError> {
         self.volumes.put(volume).map_err(file_error("writing the record of volume", Path::new(&volume.id)))
+    }
+
+    /// The record of a volume.
+    pub(super) fn volume(&self, id: &str) -> Result<Option<Volume>, NodeError> {
+        self.volumes.get(id).map_err(file_error("reading the record of volume", Path::new(id)))
+    }
+
+    /// All records.
+    pub(super) fn all_volumes(&self) -> Result<Vec<Volume>, NodeError> {
+        self.volumes.all().map_err(file_error("reading", &self.paths.volumes()))
     }
 
     /// Mounts the object FUSE unless it is mounted and alive; gives its session.
@@ -163,10 +173,6 @@ impl Shared {
         Ok(())
     }
 
-    pub(super) fn all_volumes(&self) -> Result<Vec<Volume>, NodeError> {
-        self.volumes.all().map_err(file_error("reading", &self.paths.volumes()))
-    }
-
     fn session_record(&self) -> Result<Option<SessionRecord>, NodeError> {
         read_json(&self.paths.session()).map_err(file_error("reading", &self.paths.session()))
     }
@@ -206,10 +212,14 @@ impl Shared {
 
     /// Takes up what a predecessor left, and removes what nobody needs.
     pub(super) async fn recover(&self) -> Result<(), NodeError> {
-        for volume in &self.all_volumes()? {
+        let volumes = self.all_volumes()?;
+        for volume in &volumes {
             // Gone when its mounts are: after a reboot the kubelet stages anew.
             if mounted_tree(&volume.staging_path)?.is_none() {
                 tracing::info!(volume = volume.id, "the volume is not mounted any more");
+                if volume.inline {
+                    mount::unmount_and_remove(&volume.staging_path)?;
+                }
                 self.volumes
                     .remove(&volume.id)
                     .map_err(file_error("removing the record of volume", Path::new(&volume.id)))?;
@@ -249,12 +259,12 @@ pub(super) fn mounted_tree(path: &Path) -> Result<Option<mountinfo::Mount>, Node
     Ok(mountinfo_at(path)?.filter(|mount| ours.contains(&mount.filesystem.as_str())))
 }
 
-/// Whether a volume's tree is mounted at a path.
+/// Whether a volume's tree, or a folder of it, is mounted at a path.
 pub(super) fn is_shown_at(volume: &Volume, path: &Path) -> Result<bool, NodeError> {
     let Some(mount) = mounted_tree(path)? else { return Ok(false) };
     Ok(match volume.shown {
         Shown::Overlay => mount.source == volume_source(volume),
-        Shown::Tree { slot } => slot.is_some_and(|slot| mount.root == Path::new("/").join(tree_folder(slot))),
+        Shown::Tree { slot } => slot.is_some_and(|slot| mount.root.starts_with(Path::new("/").join(tree_folder(slot)))),
     })
 }
 

@@ -1,6 +1,6 @@
 //! Staging a volume: from its attributes to a catalog on this node, and then its mounts.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,8 +11,9 @@ use rustix::fs::OFlags;
 use tokio::time::Instant;
 
 use super::Shared;
-use super::error::{NodeError, blocking, file_error};
+use super::error::{NodeError, blocking};
 use super::mounts::{FOLDER, is_shown_at, slot_of};
+use crate::attributes::Attributes;
 use crate::datasets::{ResolveError, Target};
 use crate::mount;
 use crate::mount::mode::Mode;
@@ -28,11 +29,13 @@ impl Shared {
     pub(super) async fn stage(
         self: Arc<Self>,
         id: &str,
-        attributes: &HashMap<String, String>,
+        attributes: &Attributes,
         staging_path: &Path,
     ) -> Result<(), NodeError> {
-        if self.staged(id, staging_path)?.is_some_and(|volume| self.is_served(&volume)) {
-            return Ok(());
+        match self.staged(id, staging_path)? {
+            Some(volume) if self.is_served(&volume) => return Ok(()),
+            Some(volume) => return self.restore(volume).await,
+            None => {}
         }
         let mode = self.wanted.choose()?.mode;
         let (target, summary) = self.wait_for_catalog(id, attributes).await?;
@@ -56,6 +59,10 @@ impl Shared {
             node_socket: node_socket(&self.paths.run_dir, &target.runtime),
             files: summary.files,
             bytes: summary.bytes,
+            path: attributes.path.clone(),
+            shared_with: target.shared_with.clone(),
+            inline: attributes.inline,
+            published: BTreeMap::new(),
         };
         match Arc::clone(&self).mount(volume).await {
             Ok(()) => {
@@ -81,8 +88,8 @@ impl Shared {
 
     /// The volume's record, if it is staged there.
     pub(super) fn staged(&self, id: &str, staging_path: &Path) -> Result<Option<Volume>, NodeError> {
-        let volume = self.volumes.get(id).map_err(file_error("reading the record of volume", Path::new(id)))?;
-        let Some(volume) = volume.filter(|volume| volume.staging_path == staging_path) else { return Ok(None) };
+        let volume = self.volume(id)?.filter(|volume| volume.staging_path == staging_path);
+        let Some(volume) = volume else { return Ok(None) };
         Ok(is_shown_at(&volume, staging_path)?.then_some(volume))
     }
 
@@ -92,11 +99,7 @@ impl Shared {
     }
 
     /// Waits for the Dataset to have a version and for its catalog to be on this node.
-    async fn wait_for_catalog(
-        &self,
-        id: &str,
-        attributes: &HashMap<String, String>,
-    ) -> Result<(Target, CatalogSummary), NodeError> {
+    async fn wait_for_catalog(&self, id: &str, attributes: &Attributes) -> Result<(Target, CatalogSummary), NodeError> {
         let deadline = Instant::now() + CATALOG_PATIENCE;
         loop {
             let found = match self.datasets.resolve(id, attributes, &self.paths).await {

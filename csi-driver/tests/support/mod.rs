@@ -3,8 +3,12 @@
 
 #![allow(dead_code)]
 
+mod map;
 pub mod node;
 pub mod plugin;
+pub mod pod;
+pub mod process;
+pub mod readers;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +18,7 @@ use forebay_catalog::{
 };
 use forebay_csi::mount;
 use forebay_protocol::layout::CacheLayout;
+pub use map::mapped;
 
 /// Whether the tests can run here; says why not.
 pub fn can_mount() -> bool {
@@ -70,6 +75,13 @@ impl Scratch {
     pub fn folder(&self, name: &str) -> PathBuf {
         let path = self.path().join(name);
         std::fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    /// A tmpfs in a folder of its own.
+    pub fn tmpfs(&self, name: &str) -> PathBuf {
+        let path = self.folder(name);
+        rustix::mount::mount("tmpfs", &path, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
         path
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use forebay_protocol::fdsocket::{FdListener, FdSocket};
 use forebay_protocol::local::{
-    Closed, Ensured, Failed, FailureKind, Opened, Request, Response, request::Call, response::Result as Answer,
+    Closed, Ensured, Failed, FailureKind, Held, Opened, Request, Response, request::Call, response::Result as Answer,
 };
 use tokio::task::JoinHandle;
 
@@ -40,6 +40,8 @@ pub struct Shared {
     pub leases: AtomicU64,
     pub opens: AtomicU64,
     pub ensures: AtomicU64,
+    /// What it says that is held.
+    pub held: Mutex<Held>,
     /// Bytes that the daemon reported as served.
     pub served: AtomicU64,
 }
@@ -57,6 +59,7 @@ impl Node {
             opens: AtomicU64::new(0),
             ensures: AtomicU64::new(0),
             served: AtomicU64::new(0),
+            held: Mutex::default(),
         });
         let mut node = Self { shared, accept: None };
         node.up().await;
@@ -162,6 +165,7 @@ impl Shared {
                 }
                 (Answer::Closed(Closed {}), None)
             }
+            Call::Held(_) => (Answer::Held(self.held.lock().unwrap().clone()), None),
             Call::Served(served) => {
                 self.served.fetch_add(served.bytes, Ordering::SeqCst);
                 (Answer::Closed(Closed {}), None)

@@ -37,7 +37,25 @@ pub struct World {
 impl World {
     /// A node with these datasets, each a list of files, catalogued; no daemon yet.
     pub async fn new(mode: Wanted, datasets: &[&[(&str, u64)]]) -> Self {
+        Self::in_scratch(Scratch::new(), mode, datasets).await
+    }
+
+    /// The same, with a tmpfs of its own for the cache, so that its use can be measured.
+    pub async fn on_own_file_system(datasets: &[&[(&str, u64)]]) -> Self {
         let scratch = Scratch::new();
+        scratch.tmpfs("cache");
+        Self::in_scratch(scratch, Wanted::default(), datasets).await
+    }
+
+    /// The same, with a kubelet's folder from which mounts propagate, as on a Kubernetes node.
+    pub async fn with_propagation(datasets: &[&[(&str, u64)]]) -> Self {
+        let scratch = Scratch::new();
+        let folder = scratch.tmpfs("kubelet");
+        rustix::mount::mount_change(folder, rustix::mount::MountPropagationFlags::SHARED).unwrap();
+        Self::in_scratch(scratch, Wanted::default(), datasets).await
+    }
+
+    async fn in_scratch(scratch: Scratch, mode: Wanted, datasets: &[&[(&str, u64)]]) -> Self {
         let cache_root = scratch.folder("cache");
         let paths = Paths {
             kubelet_dir: scratch.folder("kubelet"),
@@ -55,14 +73,13 @@ impl World {
             .enumerate()
             .map(|(number, files)| Dataset::new(&cache, &format!("uid-{number}"), files))
             .collect();
-        let socket = paths.run_dir.join(format!("{}.{}.sock", RUNTIME.0, RUNTIME.1));
-        let cache_node = CacheNode::start(&socket, &datasets).await;
+        let cache_node = CacheNode::start(&Self::node_socket(&paths), &datasets).await;
         let world = Self { plugin: None, daemon: None, cache_node, datasets, paths, mode, scratch };
         world.write_objects(|_, _| {});
         world
     }
 
-    fn objects_file(&self) -> PathBuf {
+    pub fn objects_file(&self) -> PathBuf {
         self.scratch.path().join("objects.json")
     }
 
@@ -86,6 +103,15 @@ impl World {
             objects.push(object);
         }
         std::fs::write(self.objects_file(), serde_json::to_vec(&objects).unwrap()).unwrap();
+    }
+
+    pub fn node_socket(paths: &Paths) -> PathBuf {
+        paths.run_dir.join(format!("{}.{}.sock", RUNTIME.0, RUNTIME.1))
+    }
+
+    /// The cache folder.
+    pub fn cache(&self) -> PathBuf {
+        self.paths.cache_roots[0].join(format!("{}.{}", RUNTIME.0, RUNTIME.1))
     }
 
     pub async fn start_plugin(&mut self) {

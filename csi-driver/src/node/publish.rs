@@ -1,0 +1,97 @@
+//! Publishing: a staged tree, or a folder of it, at the place where the kubelet wants it for a pod.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::Shared;
+use super::error::{NodeError, blocking};
+use super::mounts::is_shown_at;
+use crate::attributes::Attributes;
+use crate::mount;
+use crate::volumes::{Pod, Published, Volume};
+
+impl Shared {
+    pub(super) async fn publish(
+        self: Arc<Self>,
+        id: &str,
+        staging_path: &Path,
+        target: &Path,
+        pod: Option<Pod>,
+    ) -> Result<(), NodeError> {
+        let volume = self
+            .staged(id, staging_path)?
+            .ok_or_else(|| NodeError::Invalid(format!("volume {id} is not staged at {}", staging_path.display())))?;
+        if let Some(pod) = pod.as_ref().filter(|pod| !volume.may_be_used_in(&pod.namespace)) {
+            return Err(NodeError::Denied(format!(
+                "Dataset {} is not shared with namespace {}: its owner must add that to spec.sharedWith.namespaces, then delete the pod",
+                volume.dataset, pod.namespace
+            )));
+        }
+        if !self.is_served(&volume) {
+            Arc::clone(&self).restore(volume.clone()).await?;
+        }
+        // Restoring changes the record.
+        let Some(mut volume) = self.staged(id, staging_path)? else {
+            return Err(NodeError::NotYet(format!("volume {id} was unstaged meanwhile")));
+        };
+        if !is_shown_at(&volume, target)? {
+            bind(&volume, target).await?;
+        }
+        if !volume.published.contains_key(target) {
+            volume.published.insert(target.to_owned(), Published { pod, mounted_over: false });
+            self.record(&volume)?;
+        }
+        Ok(())
+    }
+
+    /// An inline volume is staged for its pod alone.
+    pub(super) async fn publish_inline(
+        self: Arc<Self>,
+        id: &str,
+        attributes: &Attributes,
+        target: &Path,
+    ) -> Result<(), NodeError> {
+        let staging_path = self.paths.inline(id);
+        Arc::clone(&self).stage(id, attributes, &staging_path).await?;
+        let published = Arc::clone(&self).publish(id, &staging_path, target, attributes.pod.clone()).await;
+        if published.is_err()
+            && let Err(error) = self.unpublish(id, target).await
+        {
+            // The kubelet calls unpublish as well when the pod goes.
+            tracing::warn!(volume = id, %error, "cleaning up after a failed mount failed");
+        }
+        published
+    }
+
+    pub(super) async fn unpublish(self: Arc<Self>, id: &str, target: &Path) -> Result<(), NodeError> {
+        let at = target.to_owned();
+        blocking(move || Ok(mount::unmount_and_remove(&at)?)).await?;
+        let Some(mut volume) = self.volume(id)? else { return Ok(()) };
+        if volume.published.remove(target).is_some() {
+            self.record(&volume)?;
+        }
+        if volume.inline && volume.published.is_empty() {
+            let staging_path = volume.staging_path;
+            self.unstage(id, &staging_path).await?;
+            blocking(move || Ok(mount::unmount_and_remove(&staging_path)?)).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Mounts what the volume shows over whatever is at `target`.
+pub(super) async fn bind(volume: &Volume, target: &Path) -> Result<(), NodeError> {
+    let (tree, path, target) = (volume.staging_path.clone(), volume.path.clone(), target.to_owned());
+    let dataset = volume.dataset.clone();
+    blocking(move || {
+        if !path.as_os_str().is_empty() && mount::open_beneath(&tree, &path, super::mounts::FOLDER).is_err() {
+            return Err(NodeError::Invalid(format!(
+                "the volume's attribute path is {}: Dataset {dataset} has no such folder",
+                path.display()
+            )));
+        }
+        mount::make_mount_point(&target)?;
+        Ok(mount::bind(&tree, &path, &target)?)
+    })
+    .await
+}

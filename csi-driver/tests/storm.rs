@@ -1,0 +1,183 @@
+//! `kill -9` again and again under 16 readers of every kind: the FUSE worker, the CSI plugin, both in turn, the cache node. No read fails, no byte
+//! differs. `FOREBAY_KILLS=100` kills as often as that; without it a run is short.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use forebay_csi::mount::mode::Wanted;
+use support::plugin::{World, run_daemon};
+use support::process::Plugin;
+use support::readers::Readers;
+use support::{File, can_mount};
+
+#[test]
+#[ignore = "the daemon's process of the other tests"]
+fn daemon_process() {
+    run_daemon();
+}
+
+const FILES: &[(&str, u64)] = &[
+    ("a", 3_000_000),
+    ("b/c", 900_001),
+    ("b/d", 5_000),
+    ("e", 6_000_000),
+    ("full/f", 2_000_000),
+    ("full/g/h", 70_001),
+];
+
+/// The longest that a call may take. The processes that others run on a test machine take from it.
+const PAUSE: Duration = Duration::from_secs(1);
+
+fn is_complete(file: &File) -> bool {
+    file.path.starts_with("full/")
+}
+
+/// How often to kill.
+fn kills() -> usize {
+    std::env::var("FOREBAY_KILLS").map_or(15, |kills| kills.parse().unwrap())
+}
+
+/// A staged dataset, partly complete, with plugin and daemon as processes.
+async fn world() -> (World, Plugin) {
+    let mut world = World::new(Wanted::default(), &[FILES]).await;
+    for file in world.datasets[0].files.iter().filter(|file| is_complete(file)) {
+        world.datasets[0].complete(file);
+    }
+    world.cache_node.shared.keep_partial.store(true, Ordering::SeqCst);
+    let plugin = Plugin::start(&world);
+    world.start_daemon();
+    plugin.stage(&world, 0).await.unwrap();
+    (world, plugin)
+}
+
+fn readers(world: &World) -> Readers {
+    Readers::start(16, &world.staging(0), &world.datasets[0], is_complete)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_reader_notices_that_the_fuse_worker_is_killed_again_and_again() {
+    if !can_mount() {
+        return;
+    }
+    let (mut world, _plugin) = world().await;
+    let readers = readers(&world);
+    for kill in 0..kills() {
+        readers.go_on("between kills").await;
+        // At any moment of what they do.
+        tokio::time::sleep(Duration::from_micros(kill as u64 * 7919 % 20_000)).await;
+        world.kill_daemon();
+        world.start_daemon();
+    }
+    readers.go_on("after the last kill").await;
+    let longest = readers.stop();
+    assert!(longest < PAUSE, "a call took {longest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_reader_notices_that_the_plugin_is_killed_again_and_again() {
+    if !can_mount() {
+        return;
+    }
+    let (world, mut plugin) = world().await;
+    let readers = readers(&world);
+    for _ in 0..kills() {
+        readers.go_on("between kills").await;
+        drop(plugin);
+        plugin = Plugin::start(&world);
+        plugin.has_the_session().await;
+    }
+    readers.go_on("after the last kill").await;
+    let longest = readers.stop();
+    assert!(longest < PAUSE, "a call took {longest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_reader_notices_that_plugin_and_fuse_worker_are_killed_in_turn() {
+    if !can_mount() {
+        return;
+    }
+    let (mut world, mut plugin) = world().await;
+    let readers = readers(&world);
+    for _ in 0..kills() {
+        drop(plugin);
+        plugin = Plugin::start(&world);
+        plugin.has_the_session().await;
+        readers.go_on("after the plugin").await;
+        world.kill_daemon();
+        world.start_daemon();
+        // Served again: the next plugin is given the session by this worker.
+        readers.go_on("after the worker").await;
+    }
+    let longest = readers.stop();
+    assert!(longest < PAUSE, "a call took {longest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_cache_node_complete_files_are_read_as_before_and_the_others_when_it_is_back() {
+    if !can_mount() {
+        return;
+    }
+    let (mut world, _plugin) = world().await;
+    for _ in 0..3 {
+        let all = readers(&world);
+        all.go_on("before").await;
+        world.cache_node.down().await;
+        // Readers of what is complete, alone: the others wait.
+        let complete = world.datasets[0].file("full/f").clone();
+        let path = world.staging(0).join(&complete.path);
+        let alone = tokio::task::spawn_blocking(move || {
+            let mut longest = Duration::ZERO;
+            for _ in 0..200 {
+                let since = std::time::Instant::now();
+                let bytes = std::fs::read(&path).unwrap();
+                longest = longest.max(since.elapsed());
+                assert!(bytes == complete.bytes(0, bytes.len()));
+            }
+            longest
+        });
+        let longest = alone.await.unwrap();
+        assert!(longest < PAUSE, "a complete file took {longest:?}");
+        world.cache_node.up().await;
+        all.go_on("after").await;
+        all.stop();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_opens_and_closes_while_things_die_leak_no_descriptor_and_no_lease() {
+    if !can_mount() {
+        return;
+    }
+    let (mut world, _plugin) = world().await;
+    let cycle = |world: &World, times: usize| {
+        let tree = world.staging(0);
+        let file = world.datasets[0].file("b/c").clone();
+        tokio::task::spawn_blocking(move || {
+            for _ in 0..times {
+                let opened = std::fs::File::open(tree.join(&file.path)).unwrap();
+                let mut bytes = [0; 100];
+                std::os::unix::fs::FileExt::read_exact_at(&opened, &mut bytes, 4096).unwrap();
+                assert!(bytes[..] == file.bytes(4096, 100)[..]);
+            }
+        })
+    };
+    cycle(&world, 10).await.unwrap();
+    for _ in 0..4 {
+        let cycles = cycle(&world, 250);
+        world.cache_node.down().await;
+        world.cache_node.up().await;
+        cycles.await.unwrap();
+    }
+    let leases = || world.cache_node.shared.leases.load(Ordering::SeqCst);
+    let descriptors =
+        || std::fs::read_dir(format!("/proc/{}/fd", world.daemon.as_ref().unwrap().pid())).unwrap().count();
+    let since = std::time::Instant::now();
+    while leases() > 0 || descriptors() > 40 {
+        assert!(since.elapsed() < Duration::from_secs(20), "{} leases, {} descriptors", leases(), descriptors());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
