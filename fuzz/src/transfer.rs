@@ -84,10 +84,16 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let told = answer(2, Status::Source, b"no such bucket", 0);
     let empty = answer(1, Status::Lacking, b"", 0);
     let pong = ServerFrame::Pong(3).encode();
+    let mut numbered = client(ClientFrame::Suspect { dataset_uid: "a-uid".to_owned(), item });
+    if let Some(number) = numbered.get_mut(5) {
+        *number = 0x9a;
+    }
     vec![
         client(ClientFrame::Request { dataset_uid: "a-uid".to_owned(), items: vec![item, Item { number: 2, ..item }] }),
         client(ClientFrame::Suspect { dataset_uid: "a-uid".to_owned(), item }),
         client(ClientFrame::Ping(9)),
+        // Found by fuzzing: a request with a number of its own was taken for one without.
+        numbered,
         [&[1][..], &pong, &empty].concat(),
         [&[2][..], &pong, &empty, &good, &told].concat(),
         [&[255][..], &told, &answer(0, Status::Chunk, b"hella", crc32c::crc32c(b"hello")), &good].concat(),

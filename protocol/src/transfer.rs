@@ -243,6 +243,10 @@ impl ClientFrame {
             return Err(FrameError::Kind(header.kind));
         }
         let Header { kind, number, length, .. } = header.plain("header")?;
+        // Numbers are the items' own.
+        if kind != PING && number != 0 {
+            return Err(FrameError::Field { kind, field: "header" });
+        }
         let total = HEADER_BYTES + length as usize;
         let bad_length = FrameError::Length { kind, length };
         if total > MAX_REQUEST || kind == PING && length != 0 {

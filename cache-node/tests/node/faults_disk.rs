@@ -68,7 +68,7 @@ impl Source {
 }
 
 /// A file system of its own, below a folder.
-struct Disk {
+pub struct Disk {
     folder: TempDir,
 }
 
@@ -85,7 +85,7 @@ impl Disk {
         None
     }
 
-    fn tmpfs(size: &str) -> Option<Self> {
+    pub fn tmpfs(size: &str) -> Option<Self> {
         let this = Self::new()?;
         let options = std::ffi::CString::new(format!("size={size}")).unwrap();
         rustix::mount::mount("tmpfs", this.path(), "tmpfs", MountFlags::empty(), options.as_c_str()).unwrap();
@@ -115,7 +115,7 @@ impl Disk {
         mount.is_ok_and(|status| status.success())
     }
 
-    fn path(&self) -> PathBuf {
+    pub fn path(&self) -> PathBuf {
         self.folder.path().join("disk")
     }
 
