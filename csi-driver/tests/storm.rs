@@ -49,7 +49,7 @@ async fn world() -> (World, Plugin) {
     }
     world.cache_node.shared.keep_partial.store(true, Ordering::SeqCst);
     let plugin = Plugin::start(&world);
-    world.start_daemon();
+    world.start_supervised_daemon();
     plugin.stage(&world, 0).await.unwrap();
     (world, plugin)
 }
@@ -63,14 +63,13 @@ async fn no_reader_notices_that_the_fuse_worker_is_killed_again_and_again() {
     if !can_mount() {
         return;
     }
-    let (mut world, _plugin) = world().await;
+    let (world, _plugin) = world().await;
     let readers = readers(&world);
     for kill in 0..kills() {
         readers.go_on("between kills").await;
         // At any moment of what they do.
         tokio::time::sleep(Duration::from_micros(kill as u64 * 7919 % 20_000)).await;
-        world.kill_daemon();
-        world.start_daemon();
+        world.daemon.as_ref().unwrap().kill_worker();
     }
     readers.go_on("after the last kill").await;
     let longest = readers.stop();
@@ -100,15 +99,14 @@ async fn no_reader_notices_that_plugin_and_fuse_worker_are_killed_in_turn() {
     if !can_mount() {
         return;
     }
-    let (mut world, mut plugin) = world().await;
+    let (world, mut plugin) = world().await;
     let readers = readers(&world);
     for _ in 0..kills() {
         drop(plugin);
         plugin = Plugin::start(&world);
         plugin.has_the_session().await;
         readers.go_on("after the plugin").await;
-        world.kill_daemon();
-        world.start_daemon();
+        world.daemon.as_ref().unwrap().kill_worker();
         // Served again: the next plugin is given the session by this worker.
         readers.go_on("after the worker").await;
     }
@@ -122,7 +120,7 @@ async fn without_a_cache_node_complete_files_are_read_as_before_and_the_others_w
         return;
     }
     let (mut world, _plugin) = world().await;
-    for _ in 0..3 {
+    for _ in 0..2 {
         let all = readers(&world);
         all.go_on("before").await;
         world.cache_node.down().await;
@@ -131,7 +129,7 @@ async fn without_a_cache_node_complete_files_are_read_as_before_and_the_others_w
         let path = world.staging(0).join(&complete.path);
         let alone = tokio::task::spawn_blocking(move || {
             let mut longest = Duration::ZERO;
-            for _ in 0..200 {
+            for _ in 0..30 {
                 let since = std::time::Instant::now();
                 let bytes = std::fs::read(&path).unwrap();
                 longest = longest.max(since.elapsed());

@@ -146,9 +146,9 @@ impl Drop for Server {
 impl Session {
     fn serve(self: Arc<Self>) {
         let _runtime = self.runtime.enter();
-        let mut request = vec![0_u8; abi::MIN_READ_BUFFER];
-        // Not zero, so that each page is really there: a page that is not while the kernel copies an answer from it, and the process is
-        // killed just then, fails the read with EIO.
+        // Not zero, so that each page is really there: a page that is not while the kernel copies a request into it or an answer from it, and the
+        // process is killed just then, fails the read with EIO.
+        let mut request = vec![1_u8; abi::MIN_READ_BUFFER];
         let mut answer = vec![1_u8; ANSWER_BYTES];
         while !self.stopping.load(Ordering::Acquire) {
             match rustix::io::read(&*self.fd, &mut request[..]) {

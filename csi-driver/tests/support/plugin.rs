@@ -139,6 +139,10 @@ impl World {
         self.daemon = Some(Daemon::start(&self.paths));
     }
 
+    pub fn start_supervised_daemon(&mut self) {
+        self.daemon = Some(Daemon::start_supervised(&self.paths));
+    }
+
     /// kill -9.
     pub fn kill_daemon(&mut self) {
         self.daemon = None;
@@ -161,6 +165,7 @@ impl World {
 /// The daemon's process.
 pub struct Daemon {
     child: Child,
+    supervised: bool,
 }
 
 impl Daemon {
@@ -173,11 +178,45 @@ impl Daemon {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        Self { child }
+        Self { child, supervised: false }
+    }
+
+    /// With a parent that starts it again when it dies, as the daemon's container has. A test that maps files of the tree can't start processes as
+    /// another user meanwhile: that copies its memory, which waits for pages that the process is to bring.
+    pub fn start_supervised(paths: &Paths) -> Self {
+        let script = r#"while :; do "$0" daemon_process --exact --ignored --nocapture; done"#;
+        let child = Command::new("sh")
+            .args(["-c", script])
+            .arg(std::env::current_exe().unwrap())
+            .env(BROKER, paths.broker_socket())
+            .uid(FUSE_UID)
+            .gid(FOREBAY_GID)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { child, supervised: true }
     }
 
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        if !self.supervised {
+            return self.child.id();
+        }
+        let since = std::time::Instant::now();
+        loop {
+            let children = format!("/proc/{0}/task/{0}/children", self.child.id());
+            let children = std::fs::read_to_string(children).unwrap_or_default();
+            if let Some(pid) = children.split_whitespace().next() {
+                return pid.parse().unwrap();
+            }
+            assert!(since.elapsed().as_secs() < 10, "the parent starts no worker");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+
+    /// kill -9 of the worker; its parent starts the next.
+    pub fn kill_worker(&self) {
+        signal(self.pid(), nix::sys::signal::Signal::SIGKILL);
     }
 
     /// Asks it to end, and waits until it has.
@@ -188,8 +227,18 @@ impl Daemon {
     }
 }
 
+fn signal(pid: u32, signal: nix::sys::signal::Signal) {
+    // It may just have ended.
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), signal);
+}
+
 impl Drop for Daemon {
     fn drop(&mut self) {
+        if self.supervised {
+            // So that it starts no other.
+            signal(self.child.id(), nix::sys::signal::Signal::SIGSTOP);
+            self.kill_worker();
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
