@@ -61,7 +61,7 @@ async fn mounted(mode: Wanted, files: &[(&str, u64)]) -> Mounted {
     // The kernel asks the FUSE layer while it mounts.
     let image = scratch.folder("image");
     tokio::task::spawn_blocking(move || match mode {
-        Wanted::Fuse => mount::bind(&mounting.rest.join("tree-7"), &mounting.tree).unwrap(),
+        Wanted::Fuse => mount::bind(&mounting.rest.join("tree-7"), Path::new(""), &mounting.tree).unwrap(),
         _ => mounting.overlay(&image),
     })
     .await
