@@ -5,6 +5,7 @@ mod adopt;
 mod drain;
 mod health;
 mod limits;
+mod part;
 mod release;
 mod tidy;
 
@@ -40,8 +41,9 @@ use crate::store::{Class, Store, StoreError, Verdict};
 use crate::units::{ByteRange, ChunkIndex, chunk_count};
 pub use release::BorrowedCopy;
 
-/// Chunks behind a range that an answer tells to be present too.
-const TELL_AHEAD: u32 = 16;
+/// Chunks behind a range that an answer tells to be present too. Fewer than the node reads ahead: the daemon reads what it was told of without asking,
+/// and the reader has to be seen again before the node's read-ahead has ended.
+const TELL_AHEAD: u32 = 4;
 
 /// The part of a node's memory that may hold what its disk can't take.
 const SPILL_PART: u64 = 4;

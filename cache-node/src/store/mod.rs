@@ -23,6 +23,7 @@ mod lend;
 #[cfg(test)]
 mod model;
 mod open;
+mod part;
 mod read;
 pub(crate) mod record;
 mod room;

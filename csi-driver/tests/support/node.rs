@@ -42,6 +42,8 @@ pub struct Shared {
     pub ensures: AtomicU64,
     /// Bytes that the daemon reported as served.
     pub served: AtomicU64,
+    /// Opens of complete objects that it reported.
+    pub touched: AtomicU64,
 }
 
 impl Node {
@@ -57,6 +59,7 @@ impl Node {
             opens: AtomicU64::new(0),
             ensures: AtomicU64::new(0),
             served: AtomicU64::new(0),
+            touched: AtomicU64::new(0),
         });
         let mut node = Self { shared, accept: None };
         node.up().await;
@@ -160,6 +163,10 @@ impl Shared {
                 if leases.lock().unwrap().remove(&close.lease).is_some() {
                     self.leases.fetch_sub(1, Ordering::SeqCst);
                 }
+                (Answer::Closed(Closed {}), None)
+            }
+            Call::Touched(touched) => {
+                self.touched.fetch_add(touched.object_ids.len() as u64 / 16, Ordering::SeqCst);
                 (Answer::Closed(Closed {}), None)
             }
             Call::Served(served) => {
