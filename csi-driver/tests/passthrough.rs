@@ -77,7 +77,9 @@ async fn complete_objects_need_no_cache_node_to_be_opened_and_nobody_to_be_read(
     }
     let mut world = staged(&[("a", 3 * MIB), ("b", 5000)]).await;
     let files = world.datasets[0].files.clone();
-    files.iter().for_each(|file| world.datasets[0].complete(file));
+    for file in &files {
+        world.datasets[0].complete(file);
+    }
     world.cache_node.down().await;
     let mut opened = Vec::new();
     for file in &files {
@@ -121,32 +123,35 @@ async fn an_object_that_becomes_complete_while_it_is_open_is_passed_through_afte
     verify(&passed_through, &file, 2_000_000).unwrap();
 }
 
+/// What readers have seen.
+#[derive(Default)]
+struct Seen {
+    stop: AtomicBool,
+    reads: AtomicU64,
+    failures: Mutex<Vec<String>>,
+}
+
 /// Opens, reads and closes until it is told to stop, complete and incomplete files.
-fn reader(
-    number: u64,
-    paths: Vec<(PathBuf, File)>,
-    stop: Arc<AtomicBool>,
-    reads: Arc<AtomicU64>,
-    failures: Arc<Mutex<Vec<String>>>,
-) {
+fn reader(number: u64, paths: &[(PathBuf, File)], seen: &Seen) {
+    let failed = |failure: String| seen.failures.lock().unwrap().push(failure);
     let mut seed = number + 1;
     let mut held: Vec<(StdFile, File)> = Vec::new();
-    while !stop.load(Ordering::Relaxed) {
+    while !seen.stop.load(Ordering::Relaxed) {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let (path, file) = &paths[(seed >> 20) as usize % paths.len()];
         match StdFile::open(path) {
             Ok(opened) => held.push((opened, file.clone())),
-            Err(error) => failures.lock().unwrap().push(format!("opening {}: {error}", file.path)),
+            Err(error) => failed(format!("opening {}: {error}", file.path)),
         }
         if held.len() > 3 {
             held.swap_remove((seed >> 30) as usize % held.len());
         }
         for (opened, file) in &held {
             if let Err(failure) = verify(opened, file, seed >> 24) {
-                failures.lock().unwrap().push(failure);
+                failed(failure);
             }
         }
-        reads.fetch_add(1, Ordering::Relaxed);
+        seen.reads.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -157,15 +162,15 @@ async fn no_open_and_no_read_fails_while_daemon_and_plugin_are_killed_in_turn() 
     }
     let mut world = staged(&[("a", 3 * MIB), ("b", 5000), ("c", 900_001), ("d", 2 * MIB)]).await;
     let files = world.datasets[0].files.clone();
-    files[..3].iter().for_each(|file| world.datasets[0].complete(file));
+    for file in &files[..3] {
+        world.datasets[0].complete(file);
+    }
     let paths: Vec<_> = files.iter().map(|file| (path(&world, file), file.clone())).collect();
-    let (stop, reads, failures) = (Arc::new(AtomicBool::new(false)), Arc::default(), Arc::default());
+    let (paths, seen) = (Arc::new(paths), Arc::new(Seen::default()));
     let threads: Vec<_> = (0..4)
         .map(|number| {
-            let (paths, stop) = (paths.clone(), Arc::clone(&stop));
-            let (reads, failures): (Arc<AtomicU64>, Arc<Mutex<Vec<String>>>) =
-                (Arc::clone(&reads), Arc::clone(&failures));
-            std::thread::spawn(move || reader(number, paths, stop, reads, failures))
+            let (paths, seen) = (Arc::clone(&paths), Arc::clone(&seen));
+            std::thread::spawn(move || reader(number, &paths, &seen))
         })
         .collect();
     for round in 0..12 {
@@ -179,12 +184,13 @@ async fn no_open_and_no_read_fails_while_daemon_and_plugin_are_killed_in_turn() 
             world.kill_daemon();
             world.start_daemon();
         }
-        let before = reads.load(Ordering::Relaxed);
-        until("more reads", || reads.load(Ordering::Relaxed) > before + 20).await;
+        let before = seen.reads.load(Ordering::Relaxed);
+        until("more reads", || seen.reads.load(Ordering::Relaxed) > before + 20).await;
     }
-    stop.store(true, Ordering::Relaxed);
-    tokio::task::spawn_blocking(|| threads.into_iter().for_each(|thread| thread.join().unwrap())).await.unwrap();
-    let failures = failures.lock().unwrap();
+    seen.stop.store(true, Ordering::Relaxed);
+    let joined = tokio::task::spawn_blocking(|| threads.into_iter().all(|thread| thread.join().is_ok()));
+    assert!(joined.await.unwrap());
+    let failures = seen.failures.lock().unwrap();
     assert!(failures.is_empty(), "{} failures, the first: {:?}", failures.len(), failures.first());
 }
 
@@ -205,14 +211,24 @@ async fn the_space_of_evicted_objects_is_free_when_they_are_closed_after_a_thous
     let mut world = staged(&files).await;
     let files = world.datasets[0].files.clone();
     let empty = used(&world);
-    files.iter().for_each(|file| world.datasets[0].complete(file));
+    for file in &files {
+        world.datasets[0].complete(file);
+    }
     let paths: Vec<_> = files.iter().map(|file| path(&world, file)).collect();
     let all = paths.clone();
-    tokio::task::spawn_blocking(move || all.iter().for_each(|path| open_and_close(path, 20))).await.unwrap();
+    tokio::task::spawn_blocking(move || {
+        for path in &all {
+            open_and_close(path, 20);
+        }
+    })
+    .await
+    .unwrap();
     until("the cache node knows what is in use", || world.cache_node.shared.touched.load(Ordering::SeqCst) == 1000)
         .await;
     let held = open(paths[0].clone()).await;
-    files[..40].iter().for_each(|file| evict(&world, file));
+    for file in &files[..40] {
+        evict(&world, file);
+    }
     // The folders stay, and take a page each.
     until("only what is open is held", || used(&world) - empty < 12 * MIB).await;
     assert!(used(&world) - empty >= 11 * MIB, "the file that is open is gone");
