@@ -7,6 +7,7 @@ mod drain;
 mod health;
 mod limits;
 mod memory_tier;
+mod part;
 mod release;
 mod serve;
 mod tidy;

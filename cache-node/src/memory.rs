@@ -46,30 +46,38 @@ pub struct Shares {
 pub struct Share {
     units: Arc<Semaphore>,
     most: u32,
+    buffers: Buffers,
 }
 
 impl Shares {
     /// Splits so many bytes; less than [`LEAST`] are taken as so much.
     pub fn of(bytes: u64) -> Self {
         let sixteenth = bytes.max(LEAST) / 16;
+        let buffers = Buffers::of(sixteenth);
+        let share = |sixteenths: u64| Share::of(sixteenths * sixteenth, buffers.clone());
         let connections = usize::try_from(2 * sixteenth / CONNECTION).unwrap_or(Semaphore::MAX_PERMITS);
         Self {
             index: 3 * sixteenth,
-            from_source: Share::of(3 * sixteenth),
-            from_peers: Share::of(3 * sixteenth),
-            relayed: Share::of(sixteenth),
-            to_peers: Share::of(2 * sixteenth),
-            local: Share::of(sixteenth),
-            buffers: Buffers::of(sixteenth),
+            from_source: share(3),
+            from_peers: share(3),
+            relayed: share(1),
+            to_peers: share(2),
+            local: share(1),
+            buffers,
             connections: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
         }
     }
 }
 
 impl Share {
-    fn of(bytes: u64) -> Self {
+    fn of(bytes: u64, buffers: Buffers) -> Self {
         let most = u32::try_from(bytes / UNIT).unwrap_or(u32::MAX);
-        Self { units: Arc::new(Semaphore::new(most as usize)), most }
+        Self { units: Arc::new(Semaphore::new(most as usize)), most, buffers }
+    }
+
+    /// Where the bytes that a piece was reserved for may go.
+    pub fn buffers(&self) -> &Buffers {
+        &self.buffers
     }
 
     /// A piece for so many bytes; waits until there is one. More than the whole share counts as the whole. None when the share is closed,
@@ -103,6 +111,11 @@ pub struct Buffer {
 impl Buffers {
     fn of(bytes: u64) -> Self {
         Self { waiting: Arc::default(), most: usize::try_from(bytes / CHUNK_BYTES).unwrap_or(1).max(1) }
+    }
+
+    /// None wait: every buffer is a fresh one.
+    pub fn fresh() -> Self {
+        Self { waiting: Arc::default(), most: 0 }
     }
 
     /// A buffer of exactly so many bytes, with whatever in it.

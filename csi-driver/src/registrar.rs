@@ -58,7 +58,9 @@ impl Registrations {
                         socket.send(&Registered { backing_id: id.map_or(0, BackingId::get) })?;
                     }
                     Some(Call::Unregister(unregister)) => {
-                        BackingId::new(unregister.backing_id).into_iter().for_each(|id| self.unregister(id));
+                        if let Some(id) = BackingId::new(unregister.backing_id) {
+                            self.unregister(id);
+                        }
                     }
                     None => return Err(io::Error::new(io::ErrorKind::InvalidData, "a message of a newer daemon")),
                 }
@@ -102,11 +104,15 @@ impl Registrations {
             let asked_by = self.asked_by();
             asked_by.iter().filter(|(_, by)| **by == connection).map(|(id, _)| *id).collect()
         };
-        match self.table.registrations() {
-            Ok(used) => asked.into_iter().filter(|id| !used.contains(id)).for_each(|id| self.unregister(id)),
+        let used = match self.table.registrations() {
+            Ok(used) => used,
             Err(error) => {
-                tracing::error!(%error, "the table of open inodes can't be read; files may stay open until the session ends")
+                tracing::error!(%error, "the table of open inodes can't be read; files may stay open until the session ends");
+                return;
             }
+        };
+        for id in asked.into_iter().filter(|id| !used.contains(id)) {
+            self.unregister(id);
         }
     }
 

@@ -1,7 +1,6 @@
 //! One opened object: the cache node's lease on it, the backing file's descriptor, and which ranges are known to be present. Leases and
 //! knowledge end with the connection that gave them and are taken anew; a complete object needs neither any more.
 
-use std::fs::File;
 use std::future::Future;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -11,7 +10,7 @@ use forebay_protocol::local::{Ensure, FailureKind, Open, request::Call, response
 use nix::errno::Errno;
 use tokio::time::Instant;
 
-use crate::backing::{self, Bytes, Now};
+use crate::backing::{self, BackingFile, Bytes, Now};
 use crate::node_client::{CallError, Connection};
 use crate::ranges::Ranges;
 use crate::registry::Found;
@@ -95,7 +94,7 @@ pub struct OpenObject {
 
 #[derive(Debug, Default)]
 struct State {
-    file: Option<Arc<File>>,
+    file: Option<Arc<BackingFile>>,
     complete: bool,
     lease: Option<Lease>,
     /// Of the current lease.
@@ -197,13 +196,13 @@ impl OpenObject {
         }
     }
 
-    fn complete_file(&self) -> Option<Arc<File>> {
+    fn complete_file(&self) -> Option<Arc<BackingFile>> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         state.file.clone().filter(|_| state.complete)
     }
 
     /// The lease on this connection, and the file.
-    async fn lease(&self, connection: &Arc<Connection>) -> Result<(Lease, Arc<File>), Attempt> {
+    async fn lease(&self, connection: &Arc<Connection>) -> Result<(Lease, Arc<BackingFile>), Attempt> {
         let held = || {
             let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
             let lease = state.lease.clone().filter(|lease| !lease.connection.is_lost())?;
@@ -228,7 +227,7 @@ impl OpenObject {
             _ => return Err(ReadError::Protocol("an Open with something else").into()),
         };
         let lease = Lease { id: opened.lease, connection: Arc::clone(connection) };
-        let file = Arc::new(File::from(file));
+        let file = Arc::new(BackingFile::from(file));
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         state.file = Some(Arc::clone(&file));
         state.complete = opened.complete;

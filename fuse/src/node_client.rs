@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use forebay_catalog::ObjectId;
 use forebay_protocol::fdsocket::FdSocket;
-use forebay_protocol::local::{Close, Held, HeldQuery, Request, Response, Served, request::Call, response};
+use forebay_protocol::local::{Close, Held, HeldQuery, Request, Response, Served, Touched, request::Call, response};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
@@ -106,6 +107,16 @@ impl NodeClient {
             Ok((response::Result::Held(held), _)) => Some(held),
             _ => None,
         }
+    }
+}
+
+impl NodeClient {
+    /// Tells the node of complete objects that were opened without asking it; false when it can't be told now.
+    pub async fn report_opened(&self, dataset_uid: &str, objects: &[ObjectId]) -> bool {
+        let Some(connection) = self.connected() else { return false };
+        let object_ids = objects.iter().flat_map(|id| *id.as_bytes()).collect();
+        let call = Call::Touched(Touched { dataset_uid: dataset_uid.to_owned(), object_ids });
+        connection.socket.send(&Request { id: 0, call: Some(call) }, &[]).await.is_ok()
     }
 }
 

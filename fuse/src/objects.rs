@@ -182,11 +182,11 @@ impl Objects {
         let found = self.find(node_id)?;
         let mode = self.passthrough.as_ref().map_or(Mode::Daemon, |passthrough| passthrough.open(node_id, &found));
         let out = match mode {
-            Mode::Passthrough(id) => OpenOut {
-                fh: self.own_handle,
-                open_flags: fopen::PASSTHROUGH | fopen::NOFLUSH,
-                backing_id: id.get().cast_signed(),
-            },
+            Mode::Passthrough(id) => {
+                found.catalog.count_opened(found.id);
+                let open_flags = fopen::PASSTHROUGH | fopen::NOFLUSH;
+                OpenOut { fh: self.own_handle, open_flags, backing_id: id.get().cast_signed() }
+            }
             Mode::Daemon => {
                 self.object(node_id, found, 1);
                 OpenOut { fh: self.own_handle, open_flags: fopen::KEEP_CACHE | fopen::NOFLUSH, ..OpenOut::default() }

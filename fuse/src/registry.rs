@@ -3,7 +3,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use forebay_catalog::{ObjectId, ObjectTable};
@@ -13,6 +13,12 @@ use crate::tree::Tree;
 
 /// How often the bytes that readers got without asking the cache node are reported to it.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Most opened objects that are remembered until the next report: 1 MiB of ids.
+const MOST_OPENED: usize = 1 << 16;
+
+/// Objects of one report: what a message of the local socket has room for.
+const REPORT_OBJECTS: usize = 900;
 
 /// One mounted catalog.
 #[derive(Debug)]
@@ -28,6 +34,8 @@ pub struct MountedCatalog {
     table: ObjectTable,
     /// Bytes that readers got without the cache node's doing, since the last report.
     served: AtomicU64,
+    /// Complete objects that were opened without it, since then.
+    opened: Mutex<Vec<ObjectId>>,
 }
 
 /// What is known of an object.
@@ -85,6 +93,7 @@ impl Registry {
             tree: tree.map(Arc::new),
             table,
             served: AtomicU64::new(0),
+            opened: Mutex::default(),
         });
         match catalogs.iter_mut().find(|known| known.is(dataset_uid, catalog_id)) {
             Some(known) => *known = catalog,
@@ -156,8 +165,28 @@ impl MountedCatalog {
         self.served.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Counts a complete object that was opened without the cache node's doing.
+    pub fn count_opened(&self, id: ObjectId) {
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        // While the node is away; it then knows of so many which are in use.
+        if opened.len() < MOST_OPENED {
+            opened.push(id);
+        }
+    }
+
+    async fn report_opened(&self) {
+        let opened = std::mem::take(&mut *self.opened.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut reports = opened.chunks(REPORT_OBJECTS);
+        while let Some(report) = reports.next() {
+            if !self.node.report_opened(&self.dataset_uid, report).await {
+                return report.iter().chain(reports.flatten()).for_each(|id| self.count_opened(*id));
+            }
+        }
+    }
+
     /// Reports what has not been reported yet.
     pub async fn report_served(&self) {
+        self.report_opened().await;
         let bytes = self.served.swap(0, Ordering::Relaxed);
         if bytes > 0 && !self.node.report_served(&self.dataset_uid, bytes).await {
             self.count_served(bytes);

@@ -10,8 +10,9 @@ use crate::memory::Shares;
 use crate::store::Verdict;
 use crate::units::{ByteRange, ChunkIndex, chunk_count};
 
-/// Chunks behind a range that an answer tells to be present too.
-const TELL_AHEAD: u32 = 16;
+/// Chunks behind a range that an answer tells to be present too. Fewer than the node reads ahead: the daemon reads what it was told of without asking,
+/// and the reader has to be seen again before the node's read-ahead has ended.
+const TELL_AHEAD: u32 = 4;
 
 /// How a chunk came to be here for a peer.
 #[derive(Clone, Debug)]

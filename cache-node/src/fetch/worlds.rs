@@ -154,7 +154,10 @@ impl Content for Dataset {
     ) -> Result<(Bytes, Memory), FetchError> {
         let source = self.source(object.source).ok_or_else(|| FetchError::no_source(self, object))?;
         let hold = || memory.reserve(range.length);
-        source.read_holding(retry::READING, &object.version, range, hold).await.map_err(FetchError::from)
+        source
+            .read_holding(retry::READING, &object.version, range, memory.buffers(), hold)
+            .await
+            .map_err(FetchError::from)
     }
 
     fn count_peer_bytes(&self, bytes: u64) {

@@ -1,5 +1,6 @@
 //! The local socket's server: `forebay-fuse` of this machine opens objects and has ranges made present; it reads the files itself.
 
+mod debts;
 mod readahead;
 mod session;
 pub mod spill;

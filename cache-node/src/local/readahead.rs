@@ -8,9 +8,10 @@ use parking_lot::Mutex;
 use crate::metrics::Origin;
 use crate::units::{ByteRange, ChunkIndex, chunk_count};
 
-/// Most chunks to be ahead of a sequential reader: 64 MiB, what a line of 10 Gbit/s holds in 50 ms. The daemon reads what it knows to be present
-/// without asking, so the reader is seen only at the end of that, and the distance has to be long.
-const AHEAD: u32 = 16;
+/// Most chunks to be ahead of a sequential reader: 96 MiB, what a line of 10 Gbit/s holds in 75 ms, and as much as the default memory has for what
+/// comes from a source. The daemon reads what it knows to be present without asking, so the reader is seen only at the end of that, and
+/// the distance has to be long.
+const AHEAD: u32 = 24;
 
 /// Where a reader is.
 #[derive(Debug, Default)]

@@ -4,19 +4,20 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use forebay_catalog::ObjectId;
 use forebay_protocol::fdsocket::FdSocket;
 use forebay_protocol::local::{
     Close, Closed, Ensure, Ensured as EnsuredAnswer, Failed, FailureKind, Held, Open, Opened, Request, Response,
-    Served, request::Call, response::Result as Answer,
+    Served, Touched, request::Call, response::Result as Answer,
 };
 use futures::{StreamExt, stream};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use super::debts::Debts;
 use super::readahead::ReadAhead;
 use super::spill::Spill;
 use crate::dataset::{CatalogObject, Dataset};
@@ -51,6 +52,8 @@ struct OpenObject {
     dataset_uid: String,
     id: ObjectId,
     read_ahead: ReadAhead,
+    /// Somebody has read from it.
+    asked: AtomicBool,
 }
 
 /// What the reader has a descriptor of.
@@ -122,6 +125,10 @@ impl Session {
                 (Answer::Closed(Closed {}), None)
             }
             Some(Call::Held(_)) => (self.held().map_or_else(Answer::Failed, Answer::Held), None),
+            Some(Call::Touched(Touched { dataset_uid, object_ids })) => {
+                self.touched(&dataset_uid, &object_ids);
+                (Answer::Closed(Closed {}), None)
+            }
             None => {
                 (Answer::Failed(failed(FailureKind::Unspecified, "the request is empty or of a later version")), None)
             }
@@ -174,6 +181,7 @@ impl Session {
             dataset_uid: open.dataset_uid,
             id,
             read_ahead: ReadAhead::default(),
+            asked: AtomicBool::new(false),
         };
         self.leases.lock().insert(lease, Arc::new(open));
         Ok((Opened { lease, size: object.stored.size, complete }, file))
@@ -218,6 +226,9 @@ impl Session {
             let spilled = self.spill(&engine, &dataset, &object, spill, range).await;
             return spilled.map_err(|error| fetch_failed(&error));
         }
+        if let Some(part) = self.first_part(&engine, &dataset, &object, &open, range).await? {
+            return Ok(EnsuredAnswer { offset: part.offset, length: part.length, complete: false });
+        }
         let given = self.make_present(&engine, &dataset, &object, &open, range).await;
         if given.map_err(|error| fetch_failed(&error))? == Given::NotKept {
             return Err(self.open_again(ensure.lease, open.id, "the disk can't keep the object; open again"));
@@ -234,6 +245,28 @@ impl Session {
         Ok(EnsuredAnswer { offset: present.offset, length: present.length, complete })
     }
 
+    /// What the first reader of a cold object gets before its chunk is here; the chunk is on its way then.
+    async fn first_part(
+        &self,
+        engine: &Arc<Engine>,
+        dataset: &Arc<Dataset>,
+        object: &CatalogObject,
+        open: &Arc<OpenObject>,
+        range: ByteRange,
+    ) -> Result<Option<ByteRange>, Failed> {
+        let Hold::Cached(lease) = &open.hold else { return Ok(None) };
+        if open.asked.swap(true, Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let part = engine.bring_part(dataset, object, lease, range).await.map_err(|error| fetch_failed(&error))?;
+        if part.is_some() {
+            dataset.counters.add_request(range.length, 0);
+            dataset.count_served(Origin::Source, range.length);
+            fetch_ahead(engine, dataset, object, open, ChunkIndex::containing(range.offset));
+        }
+        Ok(part)
+    }
+
     /// Makes the chunks of a range present and counts what the reader gets; begins to fetch what it will want next.
     async fn make_present(
         &self,
@@ -245,16 +278,7 @@ impl Session {
     ) -> Result<Given, FetchError> {
         for chunk in open.read_ahead.observe(range, object.stored.size) {
             if !engine.store().is_verified(&open.id, chunk) && !engine.store().faults().writes_fail() {
-                let (engine, dataset, object, open) =
-                    (Arc::clone(engine), Arc::clone(dataset), object.clone(), Arc::clone(open));
-                tokio::spawn(async move {
-                    // A failure is the reader's to see, when it gets there.
-                    if let Ok(Ensured::Fetched(fetched)) = engine.ensure_for_reader(&dataset, &object, chunk).await
-                        && fetched.kept.is_ok()
-                    {
-                        open.read_ahead.fetched(chunk, fetched.was_cached, fetched.origin);
-                    }
-                });
+                fetch_ahead(engine, dataset, object, open, chunk);
             }
         }
         let mut chunks = stream::iter(range.chunks())
@@ -332,6 +356,21 @@ impl Session {
         }
     }
 
+    /// Complete objects were opened that the kernel reads.
+    fn touched(&self, dataset_uid: &str, object_ids: &[u8]) {
+        let Some(engine) = self.shared.engine() else { return };
+        let (ids, _) = object_ids.as_chunks();
+        for id in ids {
+            let id = ObjectId::from_bytes(*id);
+            // Of a dataset that has just gone.
+            let Ok((dataset, object)) = engine.object(dataset_uid, &id) else { return };
+            engine.store().touch(&id);
+            engine.opened_complete(&dataset, &object);
+            dataset.counters.add_request(object.stored.size, object.stored.size);
+            dataset.count_served(Origin::Local, object.stored.size);
+        }
+    }
+
     fn served(&self, dataset_uid: &str, bytes: u64) {
         if let Some(dataset) = self.shared.engine().and_then(|engine| engine.dataset(dataset_uid)) {
             let missed = self.debts.lock().pay(dataset_uid, bytes);
@@ -341,28 +380,23 @@ impl Session {
     }
 }
 
-/// By dataset, bytes that were fetched because a reader wanted others of the same chunk. When it reads on, the daemon finds them present and
-/// tells so, but they were on no cache node before the reader came: no hits.
-#[derive(Debug, Default)]
-struct Debts(HashMap<String, u64>);
-
-impl Debts {
-    fn owe(&mut self, uid: &str, bytes: u64) {
-        *self.0.entry(uid.to_owned()).or_default() += bytes;
-    }
-
-    /// How many of these bytes are no hits.
-    fn pay(&mut self, uid: &str, bytes: u64) -> u64 {
-        let Some(debt) = self.0.get_mut(uid) else { return 0 };
-        let paid = bytes.min(*debt);
-        *debt -= paid;
-        paid
-    }
-
-    /// No file of the dataset is open: the rest will not be read, or is a hit by now.
-    fn forgive(&mut self, uid: &str) {
-        self.0.remove(uid);
-    }
+/// Begins to fetch a chunk that the reader will want.
+fn fetch_ahead(
+    engine: &Arc<Engine>,
+    dataset: &Arc<Dataset>,
+    object: &CatalogObject,
+    open: &Arc<OpenObject>,
+    chunk: ChunkIndex,
+) {
+    let (engine, dataset, object, open) = (Arc::clone(engine), Arc::clone(dataset), object.clone(), Arc::clone(open));
+    tokio::spawn(async move {
+        // A failure is the reader's to see, when it gets there.
+        if let Ok(Ensured::Fetched(fetched)) = engine.ensure_for_reader(&dataset, &object, chunk).await
+            && fetched.kept.is_ok()
+        {
+            open.read_ahead.fetched(chunk, fetched.was_cached, fetched.origin);
+        }
+    });
 }
 
 fn failed(kind: FailureKind, message: impl Into<String>) -> Failed {

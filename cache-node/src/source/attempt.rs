@@ -5,11 +5,12 @@ use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::StreamExt;
 use tokio::time::{Instant, timeout};
 
 use super::{ObjectVersion, Source, SourceError};
+use crate::memory::{Buffer, Buffers};
 use crate::problem::Reason;
 use crate::units::ByteRange;
 
@@ -36,12 +37,13 @@ impl Progress {
 }
 
 /// Reads a range once. `hold` gives what must be held while its bytes are in memory; it is asked for when the answer begins, so that a source
-/// that is silent holds nothing. None: the node is stopping.
+/// that is silent holds nothing. None: the node is stopping. A body that comes in pieces is gathered in one of `buffers`.
 pub async fn read<H, F>(
     source: &dyn Source,
     object: &ObjectVersion,
     range: ByteRange,
     progress: &Progress,
+    buffers: &Buffers,
     hold: impl FnOnce() -> F,
 ) -> Result<(Bytes, H), SourceError>
 where
@@ -61,7 +63,7 @@ where
     let held = hold().await.ok_or_else(|| failed("the node is stopping".to_owned()))?;
     let mut pace = Pace::new(Instant::now());
     let length = usize::try_from(range.length).unwrap_or(usize::MAX);
-    let mut all: Option<BytesMut> = None;
+    let mut all: Option<Buffer> = None;
     let mut whole: Option<Bytes> = None;
     let mut got = 0;
     loop {
@@ -73,6 +75,7 @@ where
         };
         let Some(piece) = timeout(SILENCE, body.next()).await.map_err(stalled)? else { break };
         let piece = piece?;
+        let before = got;
         got += piece.len();
         progress.received.store(got as u64, Ordering::Relaxed);
         if got > length {
@@ -83,7 +86,10 @@ where
             whole = Some(piece);
             continue;
         }
-        all.get_or_insert_with(|| BytesMut::with_capacity(length)).extend_from_slice(&piece);
+        let all = all.get_or_insert_with(|| buffers.take(length));
+        if let Some(place) = all.as_mut().get_mut(before..got) {
+            place.copy_from_slice(&piece);
+        }
         if got < length && !pace.is_enough(Instant::now(), got as u64) {
             return Err(failed(format!(
                 "the answer trickles: {got} of {} bytes, less than {} KiB in {} s; check the source's load and the network to it",
@@ -96,7 +102,7 @@ where
     if got != length {
         return Err(wrong_length(got));
     }
-    Ok((whole.unwrap_or_else(|| all.unwrap_or_default().freeze()), held))
+    Ok((whole.or_else(|| all.map(Bytes::from_owner)).unwrap_or_default(), held))
 }
 
 /// Whether a body goes on fast enough.
@@ -158,7 +164,8 @@ mod tests {
         let object = ObjectVersion { key: b"some/key".to_vec(), size: length, etag: "e".to_owned() };
         let began = Instant::now();
         let range = ByteRange { offset: 0, length };
-        let result = read(&source, &object, range, &Progress::default(), || async { Some(()) }).await;
+        let result =
+            read(&source, &object, range, &Progress::default(), &Buffers::fresh(), || async { Some(()) }).await;
         let result = result.map(|(bytes, ())| bytes.len()).map_err(|error| {
             assert!(error.is_transient() && error.to_string().contains("some/key"), "{error}");
             error.to_string()

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::attempt::{self, Progress};
 use super::{ObjectVersion, Source, SourceError};
+use crate::memory::Buffers;
 use crate::units::ByteRange;
 
 /// After this no further try begins. A `Retry-After` that leads beyond it is a failure at once: who asks later may have more luck.
@@ -83,7 +84,9 @@ pub async fn read_range(
     range: ByteRange,
 ) -> Result<Bytes, SourceError> {
     let once = || async {
-        let (bytes, ()) = attempt::read(source, object, range, &Progress::default(), || async { Some(()) }).await?;
+        let (bytes, ()) =
+            attempt::read(source, object, range, &Progress::default(), &Buffers::fresh(), || async { Some(()) })
+                .await?;
         Ok(bytes)
     };
     with_retries(patience, once).await

@@ -21,6 +21,7 @@ use super::location::Location;
 use super::retry::{self, Patience};
 use super::s3::S3Source;
 use super::{Body, Listing, ObjectVersion, Source, SourceError};
+use crate::memory::Buffers;
 use crate::metrics::{Counter, Metrics};
 use crate::problem::Problem;
 use crate::units::ByteRange;
@@ -124,24 +125,25 @@ impl SourceSlot {
         object: &ObjectVersion,
         range: ByteRange,
     ) -> Result<Bytes, SourceError> {
-        let (bytes, ()) = self.read_holding(patience, object, range, || async { Some(()) }).await?;
+        let (bytes, ()) = self.read_holding(patience, object, range, &Buffers::fresh(), || async { Some(()) }).await?;
         Ok(bytes)
     }
 
     /// The same. `hold` gives what must be held while the bytes are in memory, such as a share of it; it is asked for each time an answer
-    /// begins, and let go when that try fails. None: the node is stopping.
+    /// begins, and let go when that try fails. None: the node is stopping. The bytes may be gathered in one of `buffers`.
     pub async fn read_holding<H, F>(
         &self,
         patience: Patience,
         object: &ObjectVersion,
         range: ByteRange,
+        buffers: &Buffers,
         hold: impl Fn() -> F,
     ) -> Result<(Bytes, H), SourceError>
     where
         F: Future<Output = Option<H>>,
     {
         let result = retry::with_retries(patience, || async {
-            let result = self.read_hedged(object, range, &hold).await;
+            let result = self.read_hedged(object, range, buffers, &hold).await;
             match &result {
                 Ok(_) => self.limiter.succeeded(),
                 Err(error) if error.is_overload() => self.limiter.overloaded(),
@@ -160,6 +162,7 @@ impl SourceSlot {
         &self,
         object: &ObjectVersion,
         range: ByteRange,
+        buffers: &Buffers,
         hold: &impl Fn() -> F,
     ) -> Result<(Bytes, H), SourceError>
     where
@@ -171,7 +174,7 @@ impl SourceSlot {
         let mut look_at = began + self.hedger.lock().begin(range.length);
         let first = async {
             let _turn = turn;
-            attempt::read(&counted, object, range, &progress, hold).await
+            attempt::read(&counted, object, range, &progress, buffers, hold).await
         };
         tokio::pin!(first);
         let result = loop {
@@ -191,7 +194,7 @@ impl SourceSlot {
                 let _turn = turn;
                 // Only what is free right now: nobody else waits longer because of a second request.
                 let hold = || async { hold().now_or_never().flatten() };
-                attempt::read(&counted, object, range, &Progress::default(), hold).await
+                attempt::read(&counted, object, range, &Progress::default(), buffers, hold).await
             };
             tokio::pin!(second);
             let (result, won) = first_good(first, second).await;

@@ -76,6 +76,15 @@ impl Backing {
         Ok(file)
     }
 
+    /// Opens the partial file of an object of `size` bytes for writing; none when it is not there, or not of that size.
+    pub fn open_partial(&self, id: &ObjectId, size: u64) -> io::Result<Option<File>> {
+        match OpenOptions::new().write(true).open(self.partial_path(id)) {
+            Ok(file) => Ok((file.metadata()?.len() == size).then_some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Length of the partial file of an object; none when it is not there.
     pub fn partial_length(&self, id: &ObjectId) -> io::Result<Option<u64>> {
         match fs::metadata(self.partial_path(id)) {

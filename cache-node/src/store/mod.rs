@@ -25,6 +25,7 @@ mod memory;
 #[cfg(test)]
 mod model;
 mod open;
+mod part;
 mod read;
 pub(crate) mod record;
 mod room;

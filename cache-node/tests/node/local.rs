@@ -64,6 +64,32 @@ async fn a_range_is_made_present_in_a_file_that_can_only_be_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_first_bytes_of_a_cold_object_come_before_their_chunk() {
+    let source = scratch();
+    let bytes = content(1, (16 << 20) + 5);
+    std::fs::write(source.path().join("f"), &bytes).unwrap();
+    let node = node(source.path(), 1 << 30).await;
+    let reader = node.reader(UID).await;
+    let id = reader.files()["f"];
+    let open = reader.open(&id).await.unwrap();
+    let part = reader.ensure(open.lease, 70_000, 4096).await.unwrap();
+    assert_eq!((part.offset, part.length, part.complete), (65_536, 65_536, false));
+    let mut read = vec![0; 65_536];
+    open.file.read_exact_at(&mut read, 65_536).unwrap();
+    assert!(read == bytes[65_536..131_072]);
+    // Only once: the chunk is on its way, and a part is no chunk.
+    let ensured = reader.ensure(open.lease, 70_000, 4096).await.unwrap();
+    assert!(ensured.offset == 0 && ensured.length >= CHUNK, "{ensured:?}");
+    assert!(reader.read(&id, 1 << 20).await.unwrap() == bytes);
+    let total = node.dataset(UID).await.total.unwrap();
+    assert_eq!(total.source_bytes, bytes.len() as u64 + 65_536, "{total:?}");
+    // Another reader finds the object here in part, and waits for whole chunks.
+    let object = node.config.node.cache_dir.join("objects").join(id.relative_path());
+    wait_for("the object to be published", Duration::from_secs(10), || async { object.exists().then_some(()) }).await;
+    assert!(std::fs::read(&object).unwrap() == bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn hits_are_what_was_cached_before_the_reader_came() {
     let source = scratch();
     for (name, seed) in [("a", 1), ("b", 2)] {

@@ -140,7 +140,7 @@ impl Shared {
         let record = SessionRecord { session: session.clone(), device: mounted.device, next_slot };
         write_json(&self.paths.session(), &record).map_err(file_error("writing", &self.paths.session()))?;
         tracing::info!(session, passthrough = mounted.agreed.passthrough, "mounted the object FUSE");
-        self.broker.hold_session(&session, mounted.session, open_table(&mounted.agreed));
+        self.broker.hold_session(&session, mounted.session, open_table(mounted.agreed));
         Ok(session)
     }
 
@@ -238,7 +238,7 @@ impl Shared {
 }
 
 /// The table of open inodes of a new session, if its files can be passed through.
-fn open_table(agreed: &Agreed) -> Option<OpenTable> {
+fn open_table(agreed: Agreed) -> Option<OpenTable> {
     let table = agreed.passthrough.then(OpenTable::create)?;
     table.inspect_err(|error| tracing::warn!(%error, "files of the object FUSE are not passed through")).ok()
 }

@@ -44,6 +44,8 @@ pub struct Shared {
     pub held: Mutex<Held>,
     /// Bytes that the daemon reported as served.
     pub served: AtomicU64,
+    /// Opens of complete objects that it reported.
+    pub touched: AtomicU64,
 }
 
 impl Node {
@@ -60,6 +62,7 @@ impl Node {
             ensures: AtomicU64::new(0),
             served: AtomicU64::new(0),
             held: Mutex::default(),
+            touched: AtomicU64::new(0),
         });
         let mut node = Self { shared, accept: None };
         node.up().await;
@@ -166,6 +169,10 @@ impl Shared {
                 (Answer::Closed(Closed {}), None)
             }
             Call::Held(_) => (Answer::Held(self.held.lock().unwrap().clone()), None),
+            Call::Touched(touched) => {
+                self.touched.fetch_add(touched.object_ids.len() as u64 / 16, Ordering::SeqCst);
+                (Answer::Closed(Closed {}), None)
+            }
             Call::Served(served) => {
                 self.served.fetch_add(served.bytes, Ordering::SeqCst);
                 (Answer::Closed(Closed {}), None)
