@@ -236,7 +236,7 @@ impl Shared {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             disk_faults: engine.as_ref().map(|engine| engine.store().faults().status()).unwrap_or_default(),
             verification_failures: self.metrics.verification_failures(),
-            mount_mode: applied.as_ref().and_then(|config| mount_mode(config)),
+            mount_mode: applied.as_ref().and_then(mount_mode),
             scrubbed_bytes: engine.map(|engine| engine.store().scrubbed_bytes()).unwrap_or_default(),
         }
     }

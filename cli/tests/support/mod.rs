@@ -38,7 +38,7 @@ pub fn can_mount() -> bool {
 #[macro_export]
 macro_rules! in_both_modes {
     ($($test:ident)*) => { $( mod $test {
-        use crate::support::{can_mount, program::Mode};
+        use $crate::support::{can_mount, program::Mode};
         #[test]
         fn mode_kernel() {
             if can_mount() {

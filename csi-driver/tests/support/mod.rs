@@ -42,13 +42,13 @@ macro_rules! in_both_modes {
         use forebay_csi::mount::mode::Wanted;
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn mode_kernel() {
-            if crate::support::can_mount() {
+            if $crate::support::can_mount() {
                 super::$test(Wanted::Kernel).await;
             }
         }
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn mode_fuse() {
-            if crate::support::can_mount() {
+            if $crate::support::can_mount() {
                 super::$test(Wanted::Fuse).await;
             }
         }
