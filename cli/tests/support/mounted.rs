@@ -6,11 +6,11 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::program::{Foreground, mount};
+use super::program::{Foreground, Mode, mount};
 use super::{Scratch, can_mount, wait_for};
 
-/// Options of `forebay mount` for each mode that readers must find alike.
-const MODES: &[&[&str]] = &[&[]];
+/// The modes that readers must find alike.
+const MODES: [Mode; 2] = [Mode("kernel"), Mode("fuse")];
 
 /// A mounted tree, and the folder that it shows.
 pub struct Mounted {
@@ -23,7 +23,7 @@ pub struct Mounted {
     process: Option<Foreground>,
     scratch: Scratch,
     manifest: PathBuf,
-    options: &'static [&'static str],
+    mode: Mode,
 }
 
 /// Has `fill` make the files, and runs `check` on each mount of them: in each mode, complete and cold.
@@ -36,17 +36,17 @@ pub fn on_each_mount_of(spec: &str, fill: impl Fn(&Path), check: impl Fn(&mut Mo
     if !can_mount() {
         return;
     }
-    for options in MODES {
+    for mode in MODES {
         for cold in [false, true] {
-            let mut mounted = Mounted::new(options, cold, spec, &fill);
-            println!("mount {options:?}, {}", if cold { "cold" } else { "complete" });
+            let mut mounted = Mounted::new(mode, cold, spec, &fill);
+            println!("mode {}, {}", mode.0, if cold { "cold" } else { "complete" });
             check(&mut mounted);
         }
     }
 }
 
 impl Mounted {
-    fn new(options: &'static [&'static str], cold: bool, spec: &str, fill: &impl Fn(&Path)) -> Self {
+    fn new(mode: Mode, cold: bool, spec: &str, fill: &impl Fn(&Path)) -> Self {
         let scratch = Scratch::in_memory();
         let (source, tree) = (scratch.folder("source"), scratch.folder("tree"));
         fill(&source);
@@ -61,14 +61,14 @@ spec:
             source.display()
         );
         let manifest = scratch.file("dataset.yaml", text);
-        let mut mounted = Self { tree, source, cold, process: None, scratch, manifest, options };
+        let mut mounted = Self { tree, source, cold, process: None, scratch, manifest, mode };
         mounted.mount();
         mounted
     }
 
     fn mount(&mut self) {
-        let mut command = mount(&self.manifest, &self.tree, &self.scratch.path().join("cache"));
-        let process = Foreground::start(command.args(self.options), &self.scratch);
+        let mut command = mount(self.mode, &self.manifest, &self.tree, &self.scratch.path().join("cache"));
+        let process = Foreground::start(&mut command, &self.scratch);
         if !self.cold {
             wait_for("the preload", Duration::from_secs(60), || process.said().contains("preload complete"));
         }
