@@ -4,6 +4,7 @@
 
 mod support;
 
+use forebay_csi::mount::mode::Wanted;
 use std::fs::File as StdFile;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -32,7 +33,7 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// A node with a staged dataset and one that is not. Its `objects/` is a file system of its own, so that its free space is ours alone.
 async fn staged(files: &[(&str, u64)]) -> World {
-    let mut world = World::new(&[files, &[("other", 5000)]]).await;
+    let mut world = World::new(Wanted::default(), &[files, &[("other", 5000)]]).await;
     let options = Some(c"size=512m,mode=700");
     let objects = world.datasets[0].cache.objects();
     rustix::mount::mount("objects", objects, "tmpfs", rustix::mount::MountFlags::empty(), options).unwrap();

@@ -48,7 +48,8 @@ fn sizes_times_blocks_and_links_are_those_of_the_source() {
             }
             assert_eq!((shown.len(), shown.nlink(), shown.mode() & 0o7777), (real.len(), 1, 0o444), "{name:?}");
             assert_eq!((shown.mtime(), shown.mtime_nsec()), (real.mtime(), real.mtime_nsec()), "{name:?}");
-            assert_eq!(shown.blocks(), shown.len().next_multiple_of(4096) / 512, "{name:?}: what du adds up");
+            let blocks = shown.len().div_ceil(512)..=shown.len().next_multiple_of(4096) / 512;
+            assert!(blocks.contains(&shown.blocks()), "{name:?}: du adds up {} blocks", shown.blocks());
         }
         assert_eq!(mounted.path("").metadata().unwrap().nlink(), 3, "one folder in it");
     });
@@ -81,15 +82,16 @@ fn inode_numbers_tell_files_apart_and_stay_over_opens_and_remounts() {
 fn statfs_tells_the_size_of_the_dataset_and_that_there_is_no_room() {
     on_each_mount(fill, |mounted| {
         let shown = rustix::fs::statvfs(&mounted.tree).unwrap();
-        let blocks: u64 = walk(&mounted.tree)
-            .iter()
-            .filter(|path| path.is_file())
-            .map(|path| path.metadata().unwrap().len().div_ceil(4096))
-            .sum();
+        let sizes = walk(&mounted.tree).into_iter().map(|path| path.metadata().unwrap());
+        let sizes: Vec<u64> = sizes.filter(|metadata| metadata.is_file()).map(|metadata| metadata.len()).collect();
+        // Each file by itself, or all together, in whole blocks.
+        let least = sizes.iter().sum::<u64>().div_ceil(4096);
+        let most: u64 = sizes.iter().map(|size| size.div_ceil(4096)).sum();
         assert_eq!((shown.f_frsize, shown.f_namemax), (4096, 255));
-        assert!((blocks..blocks + 8).contains(&shown.f_blocks), "{} blocks, files have {blocks}", shown.f_blocks);
+        assert!((least..=most).contains(&shown.f_blocks), "{} blocks, not {least} to {most}", shown.f_blocks);
         assert_eq!((shown.f_bfree, shown.f_bavail), (0, 0));
-        assert_eq!(shown.f_files - shown.f_ffree, 9, "files and folders");
+        // Five files; the kernel counts the image's folders too.
+        assert!((5..=9).contains(&(shown.f_files - shown.f_ffree)));
         assert!(shown.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
         assert_eq!(rustix::fs::statvfs(mounted.path("a/b/c")).unwrap().f_blocks, shown.f_blocks);
     });

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::program::{Foreground, Mode, mount};
 use super::{Scratch, can_mount, wait_for};
 
-/// Readers must find them alike.
+/// The modes that readers must find alike.
 const MODES: [Mode; 2] = [Mode("kernel"), Mode("fuse")];
 
 /// A mounted tree, and the folder that it shows.
@@ -23,8 +23,7 @@ pub struct Mounted {
     process: Option<Foreground>,
     scratch: Scratch,
     manifest: PathBuf,
-    /// How it is mounted.
-    pub mode: Mode,
+    mode: Mode,
 }
 
 /// Has `fill` make the files, and runs `check` on each mount of them: in each mode, complete and cold.
@@ -40,7 +39,7 @@ pub fn on_each_mount_of(spec: &str, fill: impl Fn(&Path), check: impl Fn(&mut Mo
     for mode in MODES {
         for cold in [false, true] {
             let mut mounted = Mounted::new(mode, cold, spec, &fill);
-            println!("{mode:?}, {}", if cold { "cold" } else { "complete" });
+            println!("mode {}, {}", mode.0, if cold { "cold" } else { "complete" });
             check(&mut mounted);
         }
     }

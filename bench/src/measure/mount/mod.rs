@@ -29,14 +29,24 @@ struct Mode {
 }
 
 /// All modes that there are.
-const MODES: &[Mode] = &[Mode {
-    name: "Kernel",
-    options: &[],
-    small_cold: Required::RatioAtLeast(0.35),
-    small_repeated: Required::RatioAtLeast(0.7),
-    stat: Required::AtLeast(70e3),
-    listing: Required::RatioAtMost(10.0),
-}];
+const MODES: &[Mode] = &[
+    Mode {
+        name: "Kernel",
+        options: &["--mount-mode", "kernel"],
+        small_cold: Required::RatioAtLeast(0.35),
+        small_repeated: Required::RatioAtLeast(0.7),
+        stat: Required::AtLeast(70e3),
+        listing: Required::RatioAtMost(10.0),
+    },
+    Mode {
+        name: "Fuse",
+        options: &["--mount-mode", "fuse"],
+        small_cold: Required::AtLeast(10e3),
+        small_repeated: Required::AtLeast(10e3),
+        stat: Required::AtLeast(30e3),
+        listing: Required::RatioAtMost(4.0),
+    },
+];
 
 /// A figure of a mounted tree beside the same of the files themselves.
 struct Compared<'a> {
