@@ -106,7 +106,7 @@ impl Engine {
         let store = tokio::task::spawn_blocking(move || {
             let store = Store::open(&opened, capacity, observer, move || counted.count_verification_failure())?;
             match tier {
-                Some(tier) => store.use_memory(tier.dir, tier.capacity_bytes).map(|()| store),
+                Some(tier) => store.use_memory(&tier.dir, tier.capacity_bytes).map(|()| store),
                 None => Ok(store),
             }
         });

@@ -128,7 +128,7 @@ impl Store {
             }
         }
         let this = Arc::clone(self);
-        let written = blocking(move || this.write_files(pinned, permit)).await;
+        let written = blocking(move || Ok(this.write_files(pinned, permit))).await;
         let Outcome { settled, refused } = written.unwrap_or_else(|error| {
             // Nobody was told, and so all get [`StoreError::Closed`].
             tracing::error!(%error, "writing small objects failed");
@@ -155,11 +155,7 @@ impl Store {
         let _ = waiting.done.send(result);
     }
 
-    fn write_files(
-        &self,
-        pinned: Vec<(Waiting, Lease)>,
-        permit: tokio::sync::OwnedSemaphorePermit,
-    ) -> Result<Outcome, StoreError> {
+    fn write_files(&self, pinned: Vec<(Waiting, Lease)>, permit: tokio::sync::OwnedSemaphorePermit) -> Outcome {
         let (mut pins, mut kept) = (Vec::with_capacity(pinned.len()), Vec::with_capacity(pinned.len()));
         let mut outcome = Outcome::default();
         for (waiting, lease) in pinned {
@@ -180,9 +176,9 @@ impl Store {
             }
         }
         let sent = if pins.is_empty() { Ok(()) } else { self.send(Op::WrittenSmall { pins, permit }) };
-        let result = || sent.as_ref().map(|()| ()).map_err(StoreError::again);
+        let result = || sent.as_ref().copied().map_err(StoreError::again);
         outcome.settled.extend(kept.into_iter().map(|waiting| (waiting, result())));
-        Ok(outcome)
+        outcome
     }
 
     /// Writes an object's only chunk; false when it was here already, or has been forgotten meanwhile.

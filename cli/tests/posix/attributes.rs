@@ -83,7 +83,7 @@ fn statfs_tells_the_size_of_the_dataset_and_that_there_is_no_room() {
     on_each_mount(fill, |mounted| {
         let shown = rustix::fs::statvfs(&mounted.tree).unwrap();
         let sizes = walk(&mounted.tree).into_iter().map(|path| path.metadata().unwrap());
-        let sizes: Vec<u64> = sizes.filter(|metadata| metadata.is_file()).map(|metadata| metadata.len()).collect();
+        let sizes: Vec<u64> = sizes.filter(std::fs::Metadata::is_file).map(|metadata| metadata.len()).collect();
         // Each file by itself, or all together, in whole blocks.
         let least = sizes.iter().sum::<u64>().div_ceil(4096);
         let most: u64 = sizes.iter().map(|size| size.div_ceil(4096)).sum();

@@ -9,7 +9,7 @@ mod tests;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -194,9 +194,9 @@ fn check_file_system(folder: &Path) -> Result<(), StoreError> {
 
 impl Store {
     /// Keeps copies of hot objects in a folder on a tmpfs, which is emptied. Once, before anything is read.
-    pub fn use_memory(self: &Arc<Self>, folder: PathBuf, capacity: u64) -> Result<(), StoreError> {
-        check_file_system(&folder)?;
-        let tier = MemoryTier::open(&folder, capacity)
+    pub fn use_memory(self: &Arc<Self>, folder: &Path, capacity: u64) -> Result<(), StoreError> {
+        check_file_system(folder)?;
+        let tier = MemoryTier::open(folder, capacity)
             .map_err(|error| StoreError::io(format!("opening the memory tier's folder {}", folder.display()), error))?;
         let tier = Arc::new(tier);
         if self.memory.set(Arc::clone(&tier)).is_ok() {

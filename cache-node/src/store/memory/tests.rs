@@ -1,6 +1,7 @@
 //! Copies on a real tmpfs: what gets there, what goes first, and that they leave with their objects.
 
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,7 +38,7 @@ impl Fixture {
         }
         let (cache, memory) = (tempfile::tempdir_in("/dev/shm").unwrap(), Disk::new(c"size=64m"));
         let store = Store::open(&CacheLayout::new(cache.path()), 1 << 30, Arc::new(|_| ()), || ()).unwrap();
-        store.use_memory(memory.0.path().join("a"), copies * SIZE).unwrap();
+        store.use_memory(&memory.0.path().join("a"), copies * SIZE).unwrap();
         store.dataset("d").unwrap();
         let this = Self { cache, memory, store };
         for n in 0..8 {
@@ -147,7 +148,7 @@ async fn a_copy_is_verified_and_an_earlier_lifes_copies_are_removed() {
     let file = std::fs::OpenOptions::new().write(true).open(on_disk).unwrap();
     file.write_all_at(&[content(3)[77] ^ 1], 77).unwrap();
     f.store = Store::open(&CacheLayout::new(f.cache.path()), 1 << 30, Arc::new(|_| ()), || ()).unwrap();
-    f.store.use_memory(f.memory.0.path().join("a"), 8 * SIZE).unwrap();
+    f.store.use_memory(&f.memory.0.path().join("a"), 8 * SIZE).unwrap();
     assert!(f.copies().is_empty());
     assert_eq!(std::fs::metadata(f.copy(2).parent().unwrap()).unwrap().ino(), folder, "overlays are mounted over it");
     let opened = f.store.open_object(&object(3)).await.unwrap();
@@ -163,7 +164,7 @@ async fn a_folder_that_is_not_in_memory_is_refused() {
     let cache = tempfile::tempdir_in("/dev/shm").unwrap();
     let store = Store::open(&CacheLayout::new(cache.path()), 1 << 30, Arc::new(|_| ()), || ()).unwrap();
     // The only file system that every Linux has and that is not a tmpfs.
-    let error = store.use_memory("/proc/self".into(), 1).unwrap_err().to_string();
+    let error = store.use_memory("/proc/self".as_ref(), 1).unwrap_err().to_string();
     assert!(error.contains("/proc/self") && error.contains("tmpfs"), "{error}");
     store.close().await;
 }
