@@ -168,7 +168,7 @@ impl Shared {
                 }
                 (Answer::Closed(Closed {}), None)
             }
-            Call::Held(_) => (Answer::Held(self.held.lock().unwrap().clone()), None),
+            Call::Held(_) => (Answer::Held(*self.held.lock().unwrap()), None),
             Call::Touched(touched) => {
                 self.touched.fetch_add(touched.object_ids.len() as u64 / 16, Ordering::SeqCst);
                 (Answer::Closed(Closed {}), None)
