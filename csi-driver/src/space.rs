@@ -53,10 +53,10 @@ impl Space {
             let at = tree.display().to_string();
             match tokio::task::spawn_blocking(move || mount::overlay::let_go(&tree)).await {
                 Ok(Ok(())) => {
-                    tracing::info!(tree = at, held_bytes = held.held_bytes, "remounted to free evicted objects")
+                    tracing::info!(tree = at, held_bytes = held.held_bytes, "remounted to free evicted objects");
                 }
                 Ok(Err(error)) => {
-                    tracing::warn!(%error, held_bytes = held.held_bytes, "evicted objects keep their space")
+                    tracing::warn!(%error, held_bytes = held.held_bytes, "evicted objects keep their space");
                 }
                 Err(error) => tracing::warn!(%error, "a thread panicked"),
             }

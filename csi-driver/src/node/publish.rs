@@ -34,7 +34,7 @@ impl Shared {
         let Some(mut volume) = self.staged(id, staging_path)? else {
             return Err(NodeError::NotYet(format!("volume {id} was unstaged meanwhile")));
         };
-        if !mounted_tree(target)?.is_some_and(|mount| mount.source == volume_source(&volume)) {
+        if mounted_tree(target)?.is_none_or(|mount| mount.source != volume_source(&volume)) {
             bind(&volume, target).await?;
         }
         if !volume.published.contains_key(target) {

@@ -165,7 +165,7 @@ impl Shared {
                 }
                 (Answer::Closed(Closed {}), None)
             }
-            Call::Held(_) => (Answer::Held(self.held.lock().unwrap().clone()), None),
+            Call::Held(_) => (Answer::Held(*self.held.lock().unwrap()), None),
             Call::Served(served) => {
                 self.served.fetch_add(served.bytes, Ordering::SeqCst);
                 (Answer::Closed(Closed {}), None)
