@@ -14,7 +14,7 @@ use forebay_crds::{CacheRuntime, Dataset as DatasetObject};
 use forebay_csi::mount::mode::Wanted;
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::api::events::v1::Event;
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt as _};
 use serde_json::json;
 use support::node::Node as CacheNode;
@@ -47,7 +47,7 @@ async fn world(client: &Client, namespace: &str) -> World {
         }
     }
     let runtimes: Api<CacheRuntime> = Api::namespaced(client.clone(), RUNTIME.0);
-    let _ = runtimes.delete(RUNTIME.1, &Default::default()).await;
+    let _ = runtimes.delete(RUNTIME.1, &DeleteParams::default()).await;
     let runtime = json!({"metadata": {"name": RUNTIME.1},
         "spec": {"storage": [{"medium": "Disk", "capacity": "1Gi", "hostPath": world.paths.cache_roots[0]}]}});
     runtimes.create(&PostParams::default(), &serde_json::from_value(runtime).unwrap()).await.unwrap();
@@ -61,7 +61,7 @@ async fn world(client: &Client, namespace: &str) -> World {
     let status = Patch::Merge(json!({"status": {"version": version}}));
     datasets.patch_status("data-0", &PatchParams::default(), &status).await.unwrap();
     world.cache_node.down().await;
-    world.cache_node = CacheNode::start(&World::node_socket(&world.paths), &[dataset.clone()]).await;
+    world.cache_node = CacheNode::start(&World::node_socket(&world.paths), std::slice::from_ref(&dataset)).await;
     world.datasets.push(dataset);
     world.start_daemon();
     world
@@ -214,7 +214,7 @@ async fn the_loss_of_a_session_is_an_event_on_the_pod() {
     let _plugin = start_plugin(&world);
     let events: Api<Event> = Api::namespaced(client, "lost");
     loop {
-        let all = events.list(&Default::default()).await.unwrap();
+        let all = events.list(&ListParams::default()).await.unwrap();
         let about = all.iter().find(|event| event.reason.as_deref() == Some("DatasetSessionLost"));
         if let Some(event) = about {
             let regarding = event.regarding.as_ref().unwrap();
