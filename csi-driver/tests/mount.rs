@@ -17,7 +17,7 @@ use forebay_csi::mount::mode::Wanted;
 use forebay_fuse::{Registry, Server, Tree};
 use forebay_protocol::local::FailureKind;
 use rustix::fs::OFlags;
-use support::{Dataset, Scratch, node::Node};
+use support::{Dataset, Scratch, node::Node, until};
 
 in_both_modes! {
     files_read_right_while_objects_are_absent_appear_and_are_complete
@@ -242,12 +242,4 @@ async fn the_object_tree_has_folders_by_prefix_and_knows_no_other_names(mode: Wa
     })
     .await
     .unwrap();
-}
-
-async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let since = Instant::now();
-    while !condition() {
-        assert!(since.elapsed() < Duration::from_secs(30), "waited 30 s for: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }

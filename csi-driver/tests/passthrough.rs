@@ -10,10 +10,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use support::plugin::{World, run_daemon};
-use support::{File, can_mount};
+use support::{File, can_mount, until};
 
 #[test]
 #[ignore = "the daemon's process of the other tests"]
@@ -22,14 +21,6 @@ fn daemon_process() {
 }
 
 const MIB: u64 = 1 << 20;
-
-async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let since = Instant::now();
-    while !condition() {
-        assert!(since.elapsed() < Duration::from_secs(30), "waited 30 s for: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
 
 /// A node with a staged dataset and one that is not. Its `objects/` is a file system of its own, so that its free space is ours alone.
 async fn staged(files: &[(&str, u64)]) -> World {

@@ -6,11 +6,10 @@ mod support;
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use forebay_protocol::local::Held;
 use support::plugin::{World, run_daemon};
-use support::{can_mount, mapped};
+use support::{can_mount, mapped, until};
 
 #[test]
 #[ignore = "the daemon's process of the other tests"]
@@ -24,14 +23,6 @@ const SIZE: u64 = 4 << 20;
 fn used(folder: &Path) -> u64 {
     let facts = rustix::fs::statvfs(folder).unwrap();
     (facts.f_blocks - facts.f_bfree) * facts.f_frsize
-}
-
-async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let since = Instant::now();
-    while !condition() {
-        assert!(since.elapsed() < Duration::from_secs(30), "waited 30 s for: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

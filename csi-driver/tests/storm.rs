@@ -12,7 +12,7 @@ use forebay_csi::mount::mode::Wanted;
 use support::plugin::{World, run_daemon};
 use support::process::Plugin;
 use support::readers::Readers;
-use support::{File, can_mount};
+use support::{File, can_mount, until};
 
 #[test]
 #[ignore = "the daemon's process of the other tests"]
@@ -107,7 +107,8 @@ async fn no_reader_notices_that_plugin_and_fuse_worker_are_killed_in_turn() {
         plugin.has_the_session().await;
         readers.go_on("after the plugin").await;
         world.daemon.as_ref().unwrap().kill_worker();
-        // Served again: the next plugin is given the session by this worker.
+        // The next plugin is given the session by the next worker. That readers go on does not show that it is there: what they need may be cached.
+        until("the next worker has the session", || world.daemon.as_ref().unwrap().has_a_session()).await;
         readers.go_on("after the worker").await;
     }
     let longest = readers.stop();

@@ -14,7 +14,7 @@ use forebay_csi::mount::mode::Wanted;
 use forebay_protocol::fdsocket::FdSocket;
 use support::plugin::{Daemon, World, run_daemon};
 use support::pod::Pod;
-use support::{Dataset, can_mount};
+use support::{Dataset, can_mount, until};
 
 in_both_modes! {
     no_read_fails_when_an_unprivileged_daemon_is_killed_twenty_times
@@ -115,14 +115,6 @@ fn read_one(tree: &Path, dataset: &Dataset, random: u64, direct: bool) -> Result
         }
     }
     Ok(())
-}
-
-async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let since = Instant::now();
-    while !condition() {
-        assert!(since.elapsed() < Duration::from_secs(30), "waited 30 s for: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }
 
 const FILES: &[(&str, u64)] = &[("a", 3_000_000), ("b/c", 900_001), ("b/d", 5_000), ("e", 12_000_000)];

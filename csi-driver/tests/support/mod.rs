@@ -35,6 +35,15 @@ pub fn can_mount() -> bool {
     true
 }
 
+/// Waits for a condition.
+pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let since = std::time::Instant::now();
+    while !condition() {
+        assert!(since.elapsed() < std::time::Duration::from_secs(30), "waited 30 s for: {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
+
 /// Defines a test for each mount mode of an `async fn(Wanted)`, named after it with the mode behind.
 #[macro_export]
 macro_rules! in_both_modes {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
@@ -217,6 +217,12 @@ impl Daemon {
     /// kill -9 of the worker; its parent starts the next.
     pub fn kill_worker(&self) {
         signal(self.pid(), nix::sys::signal::Signal::SIGKILL);
+    }
+
+    /// Whether it has the descriptor of a session: when the plugin dies now, the next one is given it.
+    pub fn has_a_session(&self) -> bool {
+        let descriptors = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).into_iter().flatten().flatten();
+        descriptors.filter_map(|fd| std::fs::read_link(fd.path()).ok()).any(|file| file == Path::new("/dev/fuse"))
     }
 
     /// Asks it to end, and waits until it has.
