@@ -8,6 +8,12 @@ use crate::volumes::Pod;
 /// What the kubelet adds begins with this.
 const KUBELET: &str = "csi.storage.k8s.io/";
 
+/// What a volume may say.
+const KNOWN: [&str; 3] = ["namespace", "dataset", "path"];
+
+/// What the operator adds for those who look at the volume. The Dataset decides.
+const FOR_PEOPLE: [&str; 2] = ["runtime", "runtimeNamespace"];
+
 /// The attributes, read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attributes {
@@ -26,10 +32,9 @@ pub struct Attributes {
 impl Attributes {
     /// Reads the attributes; what is wrong with them, if anything is.
     pub fn read(attributes: &HashMap<String, String>) -> Result<Self, String> {
-        let unknown = attributes.keys().find(|key| {
-            // Those of others have a domain.
-            !key.contains('/') && !["namespace", "dataset", "path"].contains(&key.as_str())
-        });
+        let is_known = |key: &str| KNOWN.contains(&key) || FOR_PEOPLE.contains(&key);
+        // Those of others have a domain.
+        let unknown = attributes.keys().find(|key| !key.contains('/') && !is_known(key));
         if let Some(unknown) = unknown {
             return Err(format!("the volume's attribute {unknown} is not known: namespace, dataset and path are"));
         }
@@ -92,6 +97,14 @@ mod tests {
 
     fn read(attributes: &[(&str, &str)]) -> Result<Attributes, String> {
         Attributes::read(&attributes.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
+    }
+
+    #[test]
+    fn the_attributes_of_the_operators_volumes_are_known() {
+        let volume =
+            [("namespace", "training"), ("dataset", "images"), ("runtimeNamespace", "forebay"), ("runtime", "pool")];
+        assert_eq!(read(&volume).unwrap().dataset, "images");
+        assert!(read(&[("namespace", "a"), ("dataset", "b"), ("paht", "c")]).unwrap_err().contains("paht"));
     }
 
     #[test]
