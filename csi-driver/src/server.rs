@@ -97,7 +97,6 @@ pub enum ServerError {
 
 /// Runs until `shutdown` resolves. The mounts stay.
 pub async fn run(arguments: Arguments, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
-    tell_mode(arguments.mount_mode, &arguments.run_dir);
     let paths = Paths {
         kubelet_dir: arguments.kubelet_dir,
         run_dir: arguments.run_dir,
@@ -109,6 +108,7 @@ pub async fn run(arguments: Arguments, shutdown: impl Future<Output = ()>) -> Re
         None => Datasets::ApiServer(kube::Client::try_default().await?),
     };
     let _lock = lock(&paths.lock()).await?;
+    tell_mode(arguments.mount_mode, &paths.run_dir);
     let broker_socket = paths.broker_socket();
     let broker = Broker::listen(&broker_socket, Some(FOREBAY_GID), arguments.daemon_uid).await;
     let broker = broker.map_err(|source| ServerError::Listen { path: broker_socket, source })?;
@@ -141,8 +141,9 @@ pub async fn run(arguments: Arguments, shutdown: impl Future<Output = ()>) -> Re
     let (csi, registration, ()) = tokio::join!(csi, registration, shutdown);
     csi?;
     registration?;
-    // So that the kubelet does not ask a plugin that is gone.
+    // So that the kubelet does not ask a plugin that is gone, and nothing is left when it was the last.
     let _ = std::fs::remove_file(paths.registration_socket());
+    let _ = forebay_protocol::mount_mode::remove(&paths.run_dir);
     Ok(())
 }
 

@@ -15,6 +15,14 @@ pub fn write(run_dir: &Path, mode: &MountMode) -> io::Result<()> {
     std::fs::rename(new, run_dir.join(FILE))
 }
 
+/// Takes back what was told; nothing told is fine.
+pub fn remove(run_dir: &Path) -> io::Result<()> {
+    match std::fs::remove_file(run_dir.join(FILE)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// What the plugin said last; none where there is no plugin.
 pub fn read(run_dir: &Path) -> Option<MountMode> {
     let text = std::fs::read_to_string(run_dir.join(FILE)).ok()?;
@@ -33,5 +41,8 @@ mod tests {
         let mode = MountMode { mode: "Fuse".into(), reason: "this kernel is old: it lacks much".into() };
         write(folder.path(), &mode).unwrap();
         assert_eq!(read(folder.path()), Some(mode));
+        remove(folder.path()).unwrap();
+        remove(folder.path()).unwrap();
+        assert_eq!(read(folder.path()), None);
     }
 }
