@@ -67,12 +67,16 @@ impl Queues {
 struct Writer {
     store: Arc<Store>,
     dataset: DatasetSlot,
+    /// There was no next batch. The dataset's queue may by now be that of the next writer.
+    ended: bool,
 }
 
 impl Drop for Writer {
-    /// Whatever ends the writing, those that come later begin it anew.
+    /// Whatever breaks the writing off, those that come later begin it anew.
     fn drop(&mut self) {
-        self.store.small.0.lock().remove(&self.dataset);
+        if !self.ended {
+            self.store.small.0.lock().remove(&self.dataset);
+        }
     }
 }
 
@@ -99,11 +103,12 @@ impl Store {
     ) -> Result<(), StoreError> {
         let (done, written) = oneshot::channel();
         if self.small.push(Waiting { object: *object, bytes, crc, done }) {
-            let writer = Writer { store: Arc::clone(self), dataset: object.dataset };
+            let mut writer = Writer { store: Arc::clone(self), dataset: object.dataset, ended: false };
             tokio::spawn(async move {
                 while let Some(batch) = writer.store.small.next(writer.dataset) {
                     writer.store.write_batch(writer.dataset, batch).await;
                 }
+                writer.ended = true;
             });
         }
         written.await.map_err(|_| StoreError::Closed)?
@@ -204,5 +209,37 @@ impl Store {
         self.checked.insert(&id, slot, CHUNK);
         self.faults.mended(id, CHUNK);
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use forebay_catalog::ObjectId;
+    use forebay_protocol::layout::CacheLayout;
+    use futures::future::join_all;
+
+    use super::*;
+
+    /// A writer that ends while another begins takes nothing away from that one.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn whoever_comes_when_a_writer_ends_is_written_too() {
+        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+        let store = Store::open(&CacheLayout::new(folder.path()), 1 << 40, Arc::new(|_| ()), || ()).unwrap();
+        store.dataset("small").unwrap();
+        let writers = (0..8_u32).map(|writer| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move {
+                for n in 0..2000_u32 {
+                    let bytes = Bytes::from(vec![writer as u8; 100]);
+                    let key = [writer.to_le_bytes(), n.to_le_bytes()].concat();
+                    let object =
+                        ObjectRef { id: ObjectId::new("s", &key, "e", 100), size: 100, dataset: DatasetSlot(0) };
+                    store.write_chunk(&object, CHUNK, bytes.clone(), crc32c::crc32c(&bytes)).await.unwrap();
+                    assert!(store.has(&object.id, CHUNK));
+                }
+            })
+        });
+        join_all(writers).await.into_iter().for_each(|written| written.unwrap());
+        store.close().await;
     }
 }
