@@ -71,6 +71,15 @@ struct Writer {
     ended: bool,
 }
 
+impl Writer {
+    async fn run(mut self) {
+        while let Some(batch) = self.store.small.next(self.dataset) {
+            self.store.write_batch(self.dataset, batch).await;
+        }
+        self.ended = true;
+    }
+}
+
 impl Drop for Writer {
     /// Whatever breaks the writing off, those that come later begin it anew.
     fn drop(&mut self) {
@@ -103,13 +112,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let (done, written) = oneshot::channel();
         if self.small.push(Waiting { object: *object, bytes, crc, done }) {
-            let mut writer = Writer { store: Arc::clone(self), dataset: object.dataset, ended: false };
-            tokio::spawn(async move {
-                while let Some(batch) = writer.store.small.next(writer.dataset) {
-                    writer.store.write_batch(writer.dataset, batch).await;
-                }
-                writer.ended = true;
-            });
+            tokio::spawn(Writer { store: Arc::clone(self), dataset: object.dataset, ended: false }.run());
         }
         written.await.map_err(|_| StoreError::Closed)?
     }
