@@ -73,10 +73,15 @@ struct Writer {
 
 impl Writer {
     async fn run(mut self) {
-        while let Some(batch) = self.store.small.next(self.dataset) {
+        while let Some(batch) = self.next() {
             self.store.write_batch(self.dataset, batch).await;
         }
-        self.ended = true;
+    }
+
+    fn next(&mut self) -> Option<Vec<Waiting>> {
+        let batch = self.store.small.next(self.dataset);
+        self.ended = batch.is_none();
+        batch
     }
 }
 
@@ -219,30 +224,30 @@ impl Store {
 mod tests {
     use forebay_catalog::ObjectId;
     use forebay_protocol::layout::CacheLayout;
-    use futures::future::join_all;
 
     use super::*;
 
-    /// A writer that ends while another begins takes nothing away from that one.
-    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn whoever_comes_when_a_writer_ends_is_written_too() {
-        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    #[tokio::test]
+    async fn a_writer_that_ends_takes_nothing_away_from_the_next_one() {
+        let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&CacheLayout::new(folder.path()), 1 << 40, Arc::new(|_| ()), || ()).unwrap();
-        store.dataset("small").unwrap();
-        let writers = (0..8_u32).map(|writer| {
-            let store = Arc::clone(&store);
-            tokio::spawn(async move {
-                for n in 0..2000_u32 {
-                    let bytes = Bytes::from(vec![writer as u8; 100]);
-                    let key = [writer.to_le_bytes(), n.to_le_bytes()].concat();
-                    let object =
-                        ObjectRef { id: ObjectId::new("s", &key, "e", 100), size: 100, dataset: DatasetSlot(0) };
-                    store.write_chunk(&object, CHUNK, bytes.clone(), crc32c::crc32c(&bytes)).await.unwrap();
-                    assert!(store.has(&object.id, CHUNK));
-                }
-            })
-        });
-        join_all(writers).await.into_iter().for_each(|written| written.unwrap());
+        let dataset = store.dataset("small").unwrap();
+        let waiting = || {
+            let object = ObjectRef { id: ObjectId::new("s", b"k", "e", 1), size: 1, dataset };
+            Waiting { object, bytes: Bytes::from_static(b"x"), crc: 0, done: oneshot::channel().0 }
+        };
+        let mut writer = Writer { store: Arc::clone(&store), dataset, ended: false };
+        assert!(store.small.push(waiting()), "the first begins the writing");
+        assert!(!store.small.push(waiting()), "the second does not");
+        assert_eq!(writer.next().unwrap().len(), 2);
+        assert!(writer.next().is_none());
+        // Before the writer is gone, somebody comes and begins the writing anew.
+        assert!(store.small.push(waiting()));
+        drop(writer);
+        assert_eq!(store.small.next(dataset).unwrap().len(), 1);
+        // One that breaks off leaves a queue that is begun anew.
+        drop(Writer { store: Arc::clone(&store), dataset, ended: false });
+        assert!(store.small.push(waiting()));
         store.close().await;
     }
 }
