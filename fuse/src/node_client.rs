@@ -108,9 +108,7 @@ impl NodeClient {
             _ => None,
         }
     }
-}
 
-impl NodeClient {
     /// Tells the node of complete objects that were opened without asking it; false when it can't be told now.
     pub async fn report_opened(&self, dataset_uid: &str, objects: &[ObjectId]) -> bool {
         let Some(connection) = self.connected() else { return false };

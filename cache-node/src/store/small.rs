@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use forebay_protocol::config::CHUNK_BYTES;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -21,8 +22,11 @@ const SMALL: u64 = 1 << 20;
 /// Most small objects that wait for the committer. Their files are closed, so only memory is held.
 pub(super) const UNCOMMITTED: usize = 16 << 10;
 
-/// Most of a batch, so that several can wait for the committer.
+/// Most objects of a batch, so that several can wait for the committer.
 const BATCH: usize = UNCOMMITTED / 4;
+
+/// Most bytes of a batch of several: room is made for all of it or none, and no more must be asked for at once than a chunk asks for.
+const BATCH_BYTES: u64 = CHUNK_BYTES;
 
 /// The only chunk.
 const CHUNK: ChunkIndex = ChunkIndex(0);
@@ -58,7 +62,13 @@ impl Queues {
             queues.remove(&dataset);
             return None;
         }
-        let rest = queue.split_off(queue.len().min(BATCH));
+        let mut bytes = 0;
+        let fits = queue.iter().take(BATCH).take_while(|waiting| {
+            bytes += waiting.object.size;
+            bytes <= BATCH_BYTES
+        });
+        // Each fits by itself.
+        let rest = queue.split_off(fits.count());
         Some(std::mem::replace(queue, rest))
     }
 }
@@ -245,6 +255,16 @@ mod tests {
         assert!(store.small.push(waiting()));
         drop(writer);
         assert_eq!(store.small.next(dataset).unwrap().len(), 1);
+        // No batch asks for more room than a chunk, and none is empty.
+        let large = || {
+            let object = ObjectRef { size: SMALL, ..waiting().object };
+            Waiting { object, ..waiting() }
+        };
+        for _ in 0..5 {
+            store.small.push(large());
+        }
+        let sizes: Vec<_> = std::iter::from_fn(|| store.small.next(dataset)).map(|batch| batch.len()).collect();
+        assert_eq!(sizes, [4, 1]);
         // One that breaks off leaves a queue that is begun anew.
         drop(Writer { store: Arc::clone(&store), dataset, ended: false });
         assert!(store.small.push(waiting()));
