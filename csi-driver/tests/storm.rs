@@ -11,13 +11,19 @@ use std::time::Duration;
 use forebay_csi::mount::mode::Wanted;
 use support::plugin::{World, run_daemon};
 use support::process::Plugin;
-use support::readers::Readers;
+use support::readers::{self, Readers};
 use support::{File, can_mount, until};
 
 #[test]
 #[ignore = "the daemon's process of the other tests"]
 fn daemon_process() {
     run_daemon();
+}
+
+#[test]
+#[ignore = "the readers' process of the other tests"]
+fn readers_process() {
+    readers::run();
 }
 
 const FILES: &[(&str, u64)] = &[
@@ -64,7 +70,7 @@ async fn no_reader_notices_that_the_fuse_worker_is_killed_again_and_again() {
         return;
     }
     let (world, _plugin) = world().await;
-    let readers = readers(&world);
+    let mut readers = readers(&world);
     for kill in 0..kills() {
         readers.go_on("between kills").await;
         // At any moment of what they do.
@@ -72,7 +78,7 @@ async fn no_reader_notices_that_the_fuse_worker_is_killed_again_and_again() {
         world.daemon.as_ref().unwrap().kill_worker();
     }
     readers.go_on("after the last kill").await;
-    let longest = readers.stop();
+    let longest = readers.stop().await;
     assert!(longest < PAUSE, "a call took {longest:?}");
 }
 
@@ -82,7 +88,7 @@ async fn no_reader_notices_that_the_plugin_is_killed_again_and_again() {
         return;
     }
     let (world, mut plugin) = world().await;
-    let readers = readers(&world);
+    let mut readers = readers(&world);
     for _ in 0..kills() {
         readers.go_on("between kills").await;
         drop(plugin);
@@ -90,7 +96,7 @@ async fn no_reader_notices_that_the_plugin_is_killed_again_and_again() {
         plugin.has_the_session().await;
     }
     readers.go_on("after the last kill").await;
-    let longest = readers.stop();
+    let longest = readers.stop().await;
     assert!(longest < PAUSE, "a call took {longest:?}");
 }
 
@@ -100,7 +106,7 @@ async fn no_reader_notices_that_plugin_and_fuse_worker_are_killed_in_turn() {
         return;
     }
     let (world, mut plugin) = world().await;
-    let readers = readers(&world);
+    let mut readers = readers(&world);
     for _ in 0..kills() {
         drop(plugin);
         plugin = Plugin::start(&world);
@@ -111,7 +117,7 @@ async fn no_reader_notices_that_plugin_and_fuse_worker_are_killed_in_turn() {
         until("the next worker has the session", || world.daemon.as_ref().unwrap().has_a_session()).await;
         readers.go_on("after the worker").await;
     }
-    let longest = readers.stop();
+    let longest = readers.stop().await;
     assert!(longest < PAUSE, "a call took {longest:?}");
 }
 
@@ -122,7 +128,7 @@ async fn without_a_cache_node_complete_files_are_read_as_before_and_the_others_w
     }
     let (mut world, _plugin) = world().await;
     for _ in 0..2 {
-        let all = readers(&world);
+        let mut all = readers(&world);
         all.go_on("before").await;
         world.cache_node.down().await;
         // Readers of what is complete, alone: the others wait.
@@ -142,7 +148,7 @@ async fn without_a_cache_node_complete_files_are_read_as_before_and_the_others_w
         assert!(longest < PAUSE, "a complete file took {longest:?}");
         world.cache_node.up().await;
         all.go_on("after").await;
-        all.stop();
+        all.stop().await;
     }
 }
 

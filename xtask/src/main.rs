@@ -7,6 +7,7 @@ mod demo;
 mod fuzz;
 mod soak;
 mod test;
+mod watch;
 
 use std::process::ExitCode;
 

@@ -1,7 +1,5 @@
 //! `cargo xtask test`: formatting, lints, and all tests, those on a real cluster included.
 
-use std::io::{BufRead as _, BufReader};
-use std::process::Stdio;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
@@ -9,7 +7,7 @@ use clap::Args;
 use forebay_e2e::command::{command, run_shown};
 use forebay_e2e::{paths, readers, scenarios, setup};
 
-use crate::fuzz;
+use crate::{fuzz, watch};
 
 #[derive(Args)]
 pub struct Test {
@@ -32,6 +30,8 @@ impl Test {
         step("lints", &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
         setup::ensure()?;
         readers::ensure()?;
+        // By itself: the compiler may be silent for longer than a test.
+        step("building the tests", &["test", "--workspace", "--no-run"])?;
         // Everything is set up, so that a test which finds it can't run has found a mistake.
         let mut environment = vec!["FOREBAY_REQUIRE_ALL"];
         if !self.no_cluster {
@@ -69,20 +69,14 @@ fn tests(arguments: &[&str], environment: &[&str]) -> Result<(Counts, bool)> {
     eprintln!("== tests");
     let mut cargo = command("cargo", arguments);
     cargo.current_dir(paths::repository()).envs(environment.iter().map(|variable| (variable, "1")));
-    let mut running = cargo.stdout(Stdio::piped()).spawn().context("starting cargo test")?;
     let mut sum = Counts::default();
-    for line in BufReader::new(running.stdout.take().context("cargo test has no output")?).lines() {
-        let line = line.context("reading the tests' output")?;
+    let ended_well = watch::lines(&mut cargo, watch::SILENCE, |line| {
         println!("{line}");
-        if let Some(counts) = Counts::parse(&line) {
+        if let Some(counts) = Counts::parse(line) {
             sum.add(&counts);
         }
-    }
-    let status = running.wait().context("waiting for cargo test")?;
-    if !status.success() {
-        eprintln!("cargo test ended with {status}");
-    }
-    Ok((sum, status.success()))
+    })?;
+    Ok((sum, ended_well))
 }
 
 /// What a runner says when it is done.

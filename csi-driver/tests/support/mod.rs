@@ -132,6 +132,7 @@ pub struct Dataset {
 }
 
 const IDENTITY: &str = "test://bucket";
+const ETAG: &str = "etag";
 
 impl Dataset {
     /// Writes a catalog of these files into the cache folder.
@@ -147,7 +148,7 @@ impl Dataset {
         let mut writer = CatalogWriter::new(CatalogOptions { sources: vec![source], attributes }).unwrap();
         for (path, size) in files {
             let mtime = Mtime { seconds: 1_700_000_000, nanos: 0 };
-            writer.add_file(SourceIndex(0), path.as_bytes(), *size, mtime, "etag").unwrap();
+            writer.add_file(SourceIndex(0), path.as_bytes(), *size, mtime, ETAG).unwrap();
         }
         let staging = cache.dataset_catalogs(uid).join("new");
         std::fs::create_dir_all(&staging).unwrap();
@@ -156,11 +157,7 @@ impl Dataset {
         for folder in [cache.objects(), cache.partial()] {
             std::fs::create_dir_all(folder).unwrap();
         }
-        let files = files.iter().map(|(path, size)| File {
-            path: (*path).into(),
-            size: *size,
-            id: ObjectId::new(IDENTITY, path.as_bytes(), "etag", *size),
-        });
+        let files = files.iter().map(|(path, size)| File::new(path, *size));
         Arc::new(Self { uid: uid.into(), catalog_id, cache, files: files.collect() })
     }
 
@@ -186,6 +183,10 @@ impl Dataset {
 }
 
 impl File {
+    pub fn new(path: &str, size: u64) -> Self {
+        Self { path: path.into(), size, id: ObjectId::new(IDENTITY, path.as_bytes(), ETAG, size) }
+    }
+
     /// What the file holds there: never zeros in a row, different in each file and place.
     pub fn bytes(&self, offset: u64, length: usize) -> Vec<u8> {
         let seed = u64::from_le_bytes(self.id.as_bytes()[..8].try_into().unwrap());

@@ -1,12 +1,17 @@
-//! Readers of every kind at once, each of which verifies every byte, while something dies under them.
+//! Readers of every kind at once, each of which verifies every byte, while something dies under them. They are a process of their own: a page fault may
+//! wait for a file's data with the lock of the whole address space held, and whoever brings the data must not need that lock.
 
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, fadvise};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 
 use super::{Dataset, File, mapped};
 
@@ -14,93 +19,166 @@ use super::{Dataset, File, mapped};
 const KINDS: [&str; 8] =
     ["sequential", "random", "mapped", "direct", "kept open", "walk", "complete sequential", "complete mapped"];
 
-/// Threads that read until they are stopped.
-pub struct Readers {
-    shared: Arc<Shared>,
-    threads: Vec<std::thread::JoinHandle<()>>,
+/// Names the readers' process, and holds what it is to do.
+const TASK: &str = "FOREBAY_TEST_READERS";
+
+/// How long a kind of reader may take to come round.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the process is to read.
+#[derive(Serialize, Deserialize)]
+struct Task {
+    number: usize,
+    tree: PathBuf,
+    /// Path and size of the files that stand complete in the cache, and of the others.
+    complete: Vec<(String, u64)>,
+    partial: Vec<(String, u64)>,
 }
 
-struct Shared {
-    tree: PathBuf,
-    dataset: Arc<Dataset>,
-    /// Files that stand complete in the cache.
-    complete: Vec<File>,
-    partial: Vec<File>,
-    stop: AtomicBool,
-    reads: [AtomicU64; KINDS.len()],
+/// What it answers to each line that it is sent.
+#[derive(Serialize, Deserialize)]
+struct Report {
+    /// How often each kind of reader has come round.
+    rounds: [u64; KINDS.len()],
     /// Milliseconds that the longest single call took, by kind.
-    longest: [AtomicU64; KINDS.len()],
-    failures: Mutex<Vec<String>>,
+    longest: [u64; KINDS.len()],
+    failures: Vec<String>,
+}
+
+impl Report {
+    /// How often the laziest kind has come round. No failure may have been seen.
+    fn rounds(&self) -> u64 {
+        assert!(self.failures.is_empty(), "{} failures, the first: {}", self.failures.len(), self.failures[0]);
+        *self.rounds.iter().min().unwrap()
+    }
+}
+
+/// A process whose threads read until they are stopped; killed when it is dropped.
+pub struct Readers {
+    process: Child,
+    questions: ChildStdin,
+    answers: mpsc::UnboundedReceiver<Report>,
 }
 
 impl Readers {
-    /// So many of them, over files of which some are complete.
-    pub fn start(number: usize, tree: &Path, dataset: &Arc<Dataset>, is_complete: impl Fn(&File) -> bool) -> Self {
-        let (complete, partial) = dataset.files.iter().cloned().partition(is_complete);
-        let shared = Arc::new(Shared {
-            tree: tree.to_owned(),
-            dataset: Arc::clone(dataset),
-            complete,
-            partial,
-            stop: AtomicBool::new(false),
-            reads: Default::default(),
-            longest: Default::default(),
-            failures: Mutex::default(),
+    /// So many of them, over files of which some are complete. The test file has a test `readers_process`, ignored, which calls [`run`].
+    pub fn start(number: usize, tree: &Path, dataset: &Dataset, is_complete: impl Fn(&File) -> bool) -> Self {
+        let (complete, partial): (Vec<_>, Vec<_>) = dataset.files.iter().partition(|file| is_complete(file));
+        let named = |files: Vec<&File>| files.iter().map(|file| (file.path.clone(), file.size)).collect();
+        let task = Task { number, tree: tree.to_owned(), complete: named(complete), partial: named(partial) };
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args(["readers_process", "--exact", "--ignored", "--nocapture"])
+            .env(TASK, serde_json::to_string(&task).unwrap())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let questions = process.stdin.take().unwrap();
+        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let (send, answers) = mpsc::unbounded_channel();
+        std::thread::spawn(move || {
+            // libtest has a word to say, too.
+            for report in lines.map_while(Result::ok).filter_map(|line| serde_json::from_str(&line).ok()) {
+                let _ = send.send(report);
+            }
         });
-        let threads = (0..number).map(|number| {
-            let shared = Arc::clone(&shared);
-            std::thread::spawn(move || shared.run(number))
-        });
-        Self { threads: threads.collect(), shared }
+        Self { process, questions, answers }
     }
 
-    /// How often the laziest kind of reader has come round.
-    pub fn rounds(&self) -> u64 {
-        self.shared.reads.iter().map(|reads| reads.load(Ordering::Relaxed)).min().unwrap()
+    async fn ask(&mut self, question: &str) -> Report {
+        writeln!(self.questions, "{question}").unwrap();
+        let answer = tokio::time::timeout(PATIENCE, self.answers.recv()).await;
+        answer.expect("the readers hang").expect("the readers' process ended")
     }
 
     /// Waits until every kind of reader has come round again. No failure may have been seen.
-    pub async fn go_on(&self, why: &str) {
-        let (before, since) = (self.rounds(), Instant::now());
-        while self.rounds() < before + 2 {
-            self.assert_no_failure();
-            assert!(since.elapsed() < Duration::from_secs(30), "no progress within 30 s: {why}");
+    pub async fn go_on(&mut self, why: &str) {
+        let (before, since) = (self.ask("rounds").await.rounds(), Instant::now());
+        while self.ask("rounds").await.rounds() < before + 2 {
+            assert!(since.elapsed() < PATIENCE, "no progress within {PATIENCE:?}: {why}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
-    fn assert_no_failure(&self) {
-        let failures = self.shared.failures.lock().unwrap();
-        assert!(failures.is_empty(), "{} failures, the first: {}", failures.len(), failures[0]);
-    }
-
     /// Ends them; gives the longest call of all and prints those of each kind.
-    pub fn stop(mut self) -> Duration {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads.drain(..) {
-            thread.join().unwrap();
-        }
-        self.assert_no_failure();
+    pub async fn stop(mut self) -> Duration {
+        let report = self.ask(STOP).await;
+        report.rounds();
         for (kind, name) in KINDS.iter().enumerate() {
-            let (reads, longest) = (&self.shared.reads[kind], &self.shared.longest[kind]);
-            eprintln!(
-                "{name}: {} rounds, longest call {} ms",
-                reads.load(Ordering::Relaxed),
-                longest.load(Ordering::Relaxed)
-            );
+            eprintln!("{name}: {} rounds, longest call {} ms", report.rounds[kind], report.longest[kind]);
         }
-        let longest = self.shared.longest.iter().map(|longest| longest.load(Ordering::Relaxed)).max();
-        Duration::from_millis(longest.unwrap())
+        Duration::from_millis(*report.longest.iter().max().unwrap())
     }
 }
 
 impl Drop for Readers {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
+        let _ = self.process.kill();
+        // Not waited for without end: a thread in a call of a tree that nobody serves any more goes with the tree.
+        for _ in 0..500 {
+            if !matches!(self.process.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 
+/// Asks for the end of the reading, and the last report.
+const STOP: &str = "stop";
+
+/// What the readers' process runs: called by a test of that name, which is ignored unless it is asked for.
+pub fn run() {
+    let Ok(task) = std::env::var(TASK) else { return };
+    let Task { number, tree, complete, partial } = serde_json::from_str(&task).unwrap();
+    let files = |named: Vec<(String, u64)>| named.iter().map(|(path, size)| File::new(path, *size)).collect();
+    let shared = Arc::new(Shared {
+        tree,
+        complete: files(complete),
+        partial: files(partial),
+        stop: AtomicBool::new(false),
+        rounds: Default::default(),
+        longest: Default::default(),
+        failures: Mutex::default(),
+    });
+    let threads = (0..number).map(|number| {
+        let shared = Arc::clone(&shared);
+        std::thread::spawn(move || shared.run(number))
+    });
+    let mut threads: Vec<_> = threads.collect();
+    for question in std::io::stdin().lock().lines() {
+        if question.unwrap() == STOP {
+            shared.stop.store(true, Ordering::Relaxed);
+            for thread in threads.drain(..) {
+                thread.join().unwrap();
+            }
+        }
+        let mut answer = serde_json::to_string(&shared.report()).unwrap();
+        answer.push('\n');
+        std::io::stdout().write_all(answer.as_bytes()).unwrap();
+    }
+}
+
+struct Shared {
+    tree: PathBuf,
+    complete: Vec<File>,
+    partial: Vec<File>,
+    stop: AtomicBool,
+    rounds: [AtomicU64; KINDS.len()],
+    longest: [AtomicU64; KINDS.len()],
+    failures: Mutex<Vec<String>>,
+}
+
 impl Shared {
+    fn report(&self) -> Report {
+        let read = |counters: &[AtomicU64; KINDS.len()]| counters.each_ref().map(|one| one.load(Ordering::Relaxed));
+        Report {
+            rounds: read(&self.rounds),
+            longest: read(&self.longest),
+            failures: self.failures.lock().unwrap().clone(),
+        }
+    }
+
     fn run(&self, number: usize) {
         let kind = number % KINDS.len();
         let mut seed = number as u64 + 1;
@@ -111,7 +189,7 @@ impl Shared {
                 self.failures.lock().unwrap().push(format!("{}: {failure}", KINDS[kind]));
                 return;
             }
-            self.reads[kind].fetch_add(1, Ordering::Relaxed);
+            self.rounds[kind].fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -181,13 +259,14 @@ impl Shared {
                     continue;
                 }
                 let name = path.strip_prefix(&self.tree).unwrap().to_str().unwrap();
-                if self.dataset.file(name).size != facts.len() {
+                let known = self.complete.iter().chain(&self.partial).find(|file| file.path == name).unwrap();
+                if known.size != facts.len() {
                     return Err(format!("{name} has size {}", facts.len()));
                 }
                 seen += 1;
             }
         }
-        if seen == self.dataset.files.len() { Ok(()) } else { Err(format!("{seen} files")) }
+        if seen == self.complete.len() + self.partial.len() { Ok(()) } else { Err(format!("{seen} files")) }
     }
 }
 

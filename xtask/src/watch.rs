@@ -1,0 +1,110 @@
+//! Test runners that hang: says what every one of their threads waits for, and ends them, so that a run ends too and names the test.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use forebay_e2e::command::{command, run};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// No test is silent for so long: the slowest scenario takes two minutes on 2 busy cores.
+pub const SILENCE: Duration = Duration::from_secs(8 * 60);
+
+/// Runs `cargo test` (or another parent of runners) and hands over each line of its output. Runners that say nothing for `silence` are killed with
+/// all processes and mounts that they made: they end as failed, and the parent goes on with the next. Gives whether all ended well.
+pub fn lines(parent: &mut Command, silence: Duration, mut show: impl FnMut(&str)) -> Result<bool> {
+    // What a killed runner leaves behind becomes our child, and can be found.
+    nix::sys::prctl::set_child_subreaper(true).context("becoming the parent of orphans")?;
+    let mounts_before = mount_points()?;
+    let mut running = parent.stdout(Stdio::piped()).spawn().context("starting the tests")?;
+    let output = BufReader::new(running.stdout.take().context("the tests have no output")?);
+    let (send, received) = sync_channel(64);
+    std::thread::spawn(move || output.lines().map_while(Result::ok).all(|line| send.send(line).is_ok()));
+    let parent = running.id();
+    loop {
+        match received.recv_timeout(silence) {
+            Ok(line) => show(&line),
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                let hung: Vec<u32> = descendants(std::process::id()).into_iter().filter(|pid| *pid != parent).collect();
+                eprintln!(
+                    "== nothing was printed for {} s; the tests' threads, and what they wait for:",
+                    silence.as_secs()
+                );
+                hung.iter().for_each(|pid| describe(*pid));
+                for pid in hung {
+                    // It may end on its own meanwhile.
+                    let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+                }
+                for mount_point in mount_points()?.difference(&mounts_before) {
+                    // By force, which ends the calls that wait for a FUSE daemon; lazily, since others may still be in there.
+                    if let Err(error) = run(&mut command("umount", ["--force", "--lazy", mount_point])) {
+                        eprintln!("{error:#}");
+                    }
+                }
+            }
+        }
+    }
+    let status = running.wait().context("waiting for the tests")?;
+    if !status.success() {
+        eprintln!("the tests ended with {status}");
+    }
+    Ok(status.success())
+}
+
+/// All processes below one, parents first.
+fn descendants(root: u32) -> Vec<u32> {
+    let mut found = vec![root];
+    let mut next = 0;
+    while let Some(pid) = found.get(next) {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let children = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+        found.extend(children.collect::<String>().split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+        next += 1;
+    }
+    found.split_off(1)
+}
+
+/// Prints a process and where in the kernel each of its threads is (which root alone may see).
+fn describe(pid: u32) {
+    let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+    eprintln!("{pid} {}", read("cmdline").replace('\0', " "));
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+        let read = |name: &str| fs::read_to_string(thread.path().join(name)).unwrap_or_default();
+        let stack = read("stack");
+        let frames = stack.lines().filter_map(|line| Some(line.split_once("] ")?.1.split_once('+')?.0));
+        let functions: Vec<&str> = frames.collect();
+        eprintln!("  {}: {}", read("comm").trim_end(), functions.join(" < "));
+    }
+}
+
+/// Where something is mounted now.
+fn mount_points() -> Result<BTreeSet<String>> {
+    let table = fs::read_to_string("/proc/self/mountinfo").context("reading the mount table")?;
+    Ok(table.lines().filter_map(|line| line.split(' ').nth(4)).map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runner_that_hangs_is_ended_with_its_children_and_the_next_one_runs() {
+        let script = "echo first; sh -c 'sleep 1000 & sleep 1001'; echo second $?";
+        let mut seen = Vec::new();
+        let well =
+            lines(&mut command("sh", ["-c", script]), Duration::from_millis(500), |line| seen.push(line.to_owned()));
+        assert!(well.unwrap());
+        // 137: ended by SIGKILL.
+        assert_eq!(seen, ["first", "second 137"]);
+        let left = descendants(std::process::id());
+        let alive =
+            left.iter().filter(|pid| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty()));
+        assert_eq!(alive.count(), 0, "{left:?}");
+    }
+}
