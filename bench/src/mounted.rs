@@ -86,13 +86,22 @@ impl Mounted {
         self.folder.path().join("tree")
     }
 
-    /// How many objects are complete in the cache.
-    pub fn complete_objects(&self) -> Result<usize> {
-        let mut count = 0;
+    /// The files of the objects that are complete in the cache.
+    pub fn complete_objects(&self) -> Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
         for folder in std::fs::read_dir(self.folder.path().join("cache/objects"))? {
-            count += std::fs::read_dir(folder?.path())?.count();
+            for file in std::fs::read_dir(folder?.path())? {
+                files.push(file?.path());
+            }
         }
-        Ok(count)
+        Ok(files)
+    }
+
+    /// The file of the complete object of this size, of which there is one.
+    pub fn complete_object(&self, size: u64) -> Result<PathBuf> {
+        let files = self.complete_objects()?;
+        let found = files.into_iter().find(|file| file.metadata().is_ok_and(|metadata| metadata.len() == size));
+        found.with_context(|| format!("no object of {size} bytes is complete in the cache"))
     }
 
     /// CPU time of the process so far, in seconds, without the kernel's own threads.
