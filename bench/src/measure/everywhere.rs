@@ -26,19 +26,20 @@ use crate::wait::wait_for;
 pub const NAME: &str = "everywhere";
 pub const HOW: &str = "\
 Eight nodes, each a process in a network namespace of its own, with mutual TLS; each one's line is limited to 200, or 100, Mbit/s in either direction
-(TBF at both ends of a veth), the S3 server's is not. All eight and the shaping share this machine's processors, which 200 Mbit/s use up if there are two; the slower line shows what the lines allow. With `placement: Everywhere`, from the moment the preload is written into the nodes'
+(TBF at both ends of a veth), the S3 server's is not. All eight and the shaping share this machine's processors, which 200 Mbit/s use up if there are two; the slower line shows what the lines allow. A dataset of four objects of 64 MiB. With `placement: Everywhere`, from the moment the preload is written into the nodes'
 config (which they look at twice a second) until every node has every byte. The limit is a plain client that reads the same objects over one such line, four at once. With
 `placement: Auto` the pool as a whole has every byte once.";
 
 const NODES: u8 = 8;
 const MBIT_PER_SECOND: [u64; 2] = [200, 100];
-const OBJECT_BYTES: usize = 16 << 20;
+/// A shard of a model or of an index. The chunks of each go round the nodes, so each node brings as many; of few small objects some bring twice what others do.
+const OBJECT_BYTES: usize = 64 << 20;
 const PATIENCE: Duration = Duration::from_mins(4);
 
 #[allow(clippy::unused_async)] // as all measurements are; what waits here waits in another runtime
 pub async fn measure(context: &Context) -> Result<Outcome> {
     let program = context.programs.node()?;
-    let objects = if context.quick { 8 } else { 16 };
+    let objects = if context.quick { 2 } else { 4 };
     let (folder, runs) = (&context.folder, context.runs.div_ceil(2));
     let mut rows = Vec::new();
     for mbit in MBIT_PER_SECOND {

@@ -11,7 +11,7 @@ const TURNS_OF_A_CHUNK: usize = 4;
 /// brought the others can have, so a few at a time are better than all at the same time. Too few, and beside all that comes from peers the
 /// source gets so little of a node's line that the others wait for it: with eight nodes and 16 chunks it took 1.55 times a single transfer,
 /// with 32 it took 1.43 times. These fill a line of 10 Gbit/s and 100 ms.
-const CHUNKS_OF_ALL_BRINGERS: usize = 32;
+const CHUNKS_OF_ALL_BRINGERS: usize = 64;
 const CHUNKS_OF_A_BRINGER: usize = 2;
 
 /// Up to this size an object is small.
