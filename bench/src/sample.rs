@@ -51,7 +51,12 @@ impl Sample {
 
     /// Each run divided by its neighbour in time, so that what slows the machine for a while slows both.
     pub fn ratio_to(&self, limit: &Self) -> Option<Self> {
-        Self::new(self.runs.iter().zip(&limit.runs).map(|(ours, limit)| ours / limit).collect())
+        self.with(limit, |ours, limit| ours / limit)
+    }
+
+    /// What each run makes with its neighbour in time.
+    pub fn with(&self, other: &Self, make: impl Fn(f64, f64) -> f64) -> Option<Self> {
+        Self::new(self.runs.iter().zip(&other.runs).map(|(one, other)| make(*one, *other)).collect())
     }
 }
 

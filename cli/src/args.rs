@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use forebay_crds::{GoDuration, parse_quantity};
 use forebay_csi::mount::mode::Wanted;
+use forebay_csi::opens::DEFAULT_PERCENT;
 
 /// Data in object stores, as fast as if it were on the GPU nodes.
 #[derive(Debug, Parser)]
@@ -84,6 +85,10 @@ pub struct MountArgs {
     /// How the tree is mounted; the output says which it is, and why
     #[arg(long, value_enum, default_value_t)]
     pub mount_mode: Wanted,
+    /// Part of the time, in percent, during which opens of cached files are watched in mode Kernel, so that eviction and the hit ratio know of them:
+    /// a second at a time; 0 never
+    #[arg(long, value_name = "PERCENT", default_value_t = DEFAULT_PERCENT, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub watch_opens: u8,
     /// Stay in the foreground; Ctrl-C ends the mount
     #[arg(long)]
     pub foreground: bool,

@@ -10,6 +10,7 @@ mod identity_service;
 pub mod mount;
 pub mod node;
 mod node_service;
+pub mod opens;
 pub mod paths;
 mod registrar;
 mod registration;

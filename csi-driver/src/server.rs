@@ -22,6 +22,7 @@ use crate::identity_service::IdentityService;
 use crate::mount::mode::Wanted;
 use crate::node::{Node, NodeError};
 use crate::node_service::NodeService;
+use crate::opens::{self, Schedule};
 use crate::paths::Paths;
 use crate::registration::RegistrationService;
 
@@ -57,6 +58,10 @@ pub struct Arguments {
     /// How volumes are mounted
     #[arg(long, value_enum, default_value_t)]
     pub mount_mode: Wanted,
+    /// Part of the time, in percent, during which opens of cached files are watched in mode Kernel, so that eviction and the hit ratio know of them:
+    /// a second at a time; 0 never
+    #[arg(long, value_name = "PERCENT", default_value_t = opens::DEFAULT_PERCENT, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub watch_opens: u8,
     /// A JSON list of Datasets and CacheRuntimes, instead of the API server
     #[arg(long)]
     pub objects: Option<PathBuf>,
@@ -113,6 +118,10 @@ pub async fn run(arguments: Arguments, shutdown: impl Future<Output = ()>) -> Re
     let broker = Broker::listen(&broker_socket, Some(FOREBAY_GID), arguments.daemon_uid).await;
     let broker = broker.map_err(|source| ServerError::Listen { path: broker_socket, source })?;
     let node = Node::start(&arguments.node_name, paths.clone(), datasets, broker.clone(), arguments.mount_mode).await?;
+
+    if let Some(schedule) = Schedule::of_percent(arguments.watch_opens) {
+        node.watch_opens(schedule);
+    }
 
     let (stop, stopped) = watch::channel(());
     let wait = |mut stopped: watch::Receiver<()>| async move {

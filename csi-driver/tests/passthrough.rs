@@ -215,8 +215,8 @@ async fn the_space_of_evicted_objects_is_free_when_they_are_closed_after_a_thous
     })
     .await
     .unwrap();
-    until("the cache node knows what is in use", || world.cache_node.shared.touched.load(Ordering::SeqCst) == 1000)
-        .await;
+    let touched = || world.cache_node.shared.touched.lock().unwrap().values().sum::<u64>();
+    until("the cache node knows what is in use", || touched() == 1000).await;
     let held = open(paths[0].clone()).await;
     for file in &files[..40] {
         evict(&world, file);

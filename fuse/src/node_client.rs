@@ -109,11 +109,11 @@ impl NodeClient {
         }
     }
 
-    /// Tells the node of complete objects that were opened without asking it; false when it can't be told now.
-    pub async fn report_opened(&self, dataset_uid: &str, objects: &[ObjectId]) -> bool {
+    /// Tells the node of complete objects that were opened without asking it, each standing for so many opens; false when it can't be told now.
+    pub async fn report_opened(&self, dataset_uid: &str, objects: &[ObjectId], stands_for: u32) -> bool {
         let Some(connection) = self.connected() else { return false };
         let object_ids = objects.iter().flat_map(|id| *id.as_bytes()).collect();
-        let call = Call::Touched(Touched { dataset_uid: dataset_uid.to_owned(), object_ids });
+        let call = Call::Touched(Touched { dataset_uid: dataset_uid.to_owned(), object_ids, stands_for });
         connection.socket.send(&Request { id: 0, call: Some(call) }, &[]).await.is_ok()
     }
 }

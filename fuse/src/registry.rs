@@ -178,7 +178,7 @@ impl MountedCatalog {
         let opened = std::mem::take(&mut *self.opened.lock().unwrap_or_else(PoisonError::into_inner));
         let mut reports = opened.chunks(REPORT_OBJECTS);
         while let Some(report) = reports.next() {
-            if !self.node.report_opened(&self.dataset_uid, report).await {
+            if !self.node.report_opened(&self.dataset_uid, report, 1).await {
                 return report.iter().chain(reports.flatten()).for_each(|id| self.count_opened(*id));
             }
         }

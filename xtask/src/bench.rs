@@ -20,7 +20,7 @@ const MOUNT_EXAMPLES: &str = "Examples:
   One measurement, two runs, less data; the page keeps the figures of the others:
     cargo xtask bench mount --quick --only listing
 
-Measurements: large, small, listing, daemon-path, cold-read. Needs root, for mounting and for dropping the kernel's caches (of the whole machine).
+Measurements: large, small, listing, daemon-path, cold-read, watched-opens. Needs root, for mounting and for dropping the kernel's caches (of the whole machine).
 Files are kept in /dev/shm, at most 6 GiB at a time, and are gone at the end, as are mounts and processes. Measure on a machine that does nothing else.";
 
 #[derive(Subcommand)]

@@ -84,7 +84,14 @@ pub const MOUNT: Page = Page {
     file: "docs/benchmarks-mount.md",
     command: "cargo xtask bench mount",
     promises: "docs/mount.md",
-    measurements: measurements!(mount::large, mount::small, mount::listing, mount::daemon_path, mount::cold_read),
+    measurements: measurements!(
+        mount::large,
+        mount::small,
+        mount::listing,
+        mount::daemon_path,
+        mount::cold_read,
+        mount::watched_opens
+    ),
 };
 
 /// The example that a measurement needs is not there.

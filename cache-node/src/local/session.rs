@@ -125,8 +125,8 @@ impl Session {
                 (Answer::Closed(Closed {}), None)
             }
             Some(Call::Held(_)) => (self.held().map_or_else(Answer::Failed, Answer::Held), None),
-            Some(Call::Touched(Touched { dataset_uid, object_ids })) => {
-                self.touched(&dataset_uid, &object_ids);
+            Some(Call::Touched(touched)) => {
+                self.touched(&touched);
                 (Answer::Closed(Closed {}), None)
             }
             None => {
@@ -357,17 +357,22 @@ impl Session {
     }
 
     /// Complete objects were opened that the kernel reads.
-    fn touched(&self, dataset_uid: &str, object_ids: &[u8]) {
+    fn touched(&self, Touched { dataset_uid, object_ids, stands_for }: &Touched) {
         let Some(engine) = self.shared.engine() else { return };
         let (ids, _) = object_ids.as_chunks();
         for id in ids {
             let id = ObjectId::from_bytes(*id);
             // Of a dataset that has just gone.
             let Ok((dataset, object)) = engine.object(dataset_uid, &id) else { return };
+            // Who watches opens sees those of incomplete objects too, which are counted where they are read.
+            if !engine.store().is_complete(&id) {
+                continue;
+            }
             engine.store().touch(&id);
             engine.opened_complete(&dataset, &object);
-            dataset.counters.add_request(object.stored.size, object.stored.size);
-            dataset.count_served(Origin::Local, object.stored.size);
+            let bytes = object.stored.size.saturating_mul((*stands_for).max(1).into());
+            dataset.counters.add_request(bytes, bytes);
+            dataset.count_served(Origin::Local, bytes);
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use forebay_catalog::ObjectId;
 use forebay_protocol::local::FailureKind;
+use forebay_protocol::node::ReadCounters;
 
 use crate::common::process::NodeProcess;
 use crate::common::{config, content, dataset, file_source, free_address, scratch, wait_for};
@@ -108,6 +109,26 @@ async fn hits_are_what_was_cached_before_the_reader_came() {
     let total = node.dataset(UID).await.total.unwrap();
     assert_eq!((total.requested_bytes, total.hit_bytes - cold), (16 << 20, 8 << 20));
     assert_eq!(node.metric("forebay_read_bytes_total{dataset=\"tests/d1\",origin=\"source\"}").await, (8 << 20) - cold);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn opens_that_were_seen_count_for_those_that_were_not_and_only_of_complete_objects() {
+    let source = scratch();
+    for (name, seed) in [("complete", 1), ("partial", 2)] {
+        std::fs::write(source.path().join(name), content(seed, 5 << 20)).unwrap();
+    }
+    let node = node(source.path(), 1 << 30).await;
+    let reader = node.reader(UID).await;
+    let files = reader.files();
+    reader.read(&files["complete"], 1 << 20).await.unwrap();
+    let before = node.dataset(UID).await.total.unwrap();
+    let unknown = ObjectId::from_bytes([9; 16]);
+    reader.touched(&[files["partial"], files["complete"], files["complete"], unknown], 33).await;
+    let after = node.dataset(UID).await.total.unwrap();
+    let bytes = 2 * 33 * (5 << 20);
+    let counted = |count: fn(&ReadCounters) -> u64| count(&after) - count(&before);
+    assert_eq!((counted(|it| it.requested_bytes), counted(|it| it.hit_bytes)), (bytes, bytes));
+    assert_eq!(counted(|it| it.source_bytes), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

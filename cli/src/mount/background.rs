@@ -52,6 +52,7 @@ fn start(args: &MountArgs, target: &Path, cache: &CacheFolder) -> anyhow::Result
     command.arg("mount").arg("--foreground").arg("--report").arg("--file").arg("-");
     command.arg("--cache-dir").arg(cache.root()).arg("--capacity").arg(args.capacity.to_string());
     command.arg("--mount-mode").arg(args.mount_mode.argument());
+    command.arg("--watch-opens").arg(args.watch_opens.to_string());
     if let Some(metrics) = args.metrics {
         command.arg("--metrics").arg(metrics.to_string());
     }

@@ -2,12 +2,14 @@
 //! end.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use forebay_cache_node::node::Node;
 use forebay_csi::mount::mode::Chosen;
+use forebay_csi::opens::{self, Schedule};
 use forebay_csi::space::{LOOK as LOOK_FOR_SPACE, Space};
+use forebay_fuse::NodeClient;
 use forebay_protocol::config::DatasetConfig;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -114,7 +116,25 @@ async fn until_end(
             space.look(vec![tree.mounted.directory.clone()]).await;
         }
     };
+    let watched = async {
+        let Some(schedule) = Schedule::of_percent(args.watch_opens) else { return std::future::pending().await };
+        let client = NodeClient::new(&cache.socket());
+        let mut since = Instant::now();
+        loop {
+            tokio::time::sleep(schedule.pause()).await;
+            match tree.watched(&client) {
+                Ok(Some(watched)) => since = opens::watch(since, vec![watched]).await,
+                // Mode Fuse sees all opens by itself.
+                Ok(None) => std::future::pending().await,
+                Err(error) => {
+                    tracing::warn!(%error, "opens can't be watched");
+                    schedule.rest().await;
+                }
+            }
+        }
+    };
     let signalled = tokio::select! {
+        () = watched => false,
         () = tree.ended() => false,
         () = signals.next() => true,
         () = shown => false,

@@ -11,8 +11,9 @@ use anyhow::Context as _;
 use forebay_catalog::{ObjectTable, TreeImage};
 use forebay_csi::mount::mode::Mode;
 use forebay_csi::mount::{self, open_beneath};
+use forebay_csi::opens::Watched;
 use forebay_fuse::passthrough::{OpenTable, Passthrough, RegistrarInProcess};
-use forebay_fuse::{Registry, Server, tree_folder};
+use forebay_fuse::{NodeClient, Registry, Server, tree_folder};
 use forebay_protocol::layout::{CATALOG_IMAGE, CATALOG_TABLE, CacheLayout};
 use forebay_protocol::node::CatalogInfo;
 use rustix::fs::{CWD, OFlags, openat};
@@ -34,6 +35,8 @@ pub struct Tree {
     pub mounted: Mounted,
     server: Server,
     registry: Registry,
+    /// In mode Kernel, the Dataset's UID and the catalog's image.
+    overlay: Option<(String, PathBuf)>,
 }
 
 impl Tree {
@@ -64,6 +67,7 @@ impl Tree {
         let (session, agreed) = (Arc::new(fuse.session), fuse.agreed);
         let passthrough = agreed.passthrough.then(|| passthrough(cache, Arc::clone(&session))).transpose()?;
         let server = Server::start(session, registry.clone(), passthrough).context("serving the object FUSE")?;
+        let overlay = (mode == Mode::Kernel).then(|| (dataset_uid.to_owned(), image.clone()));
         let (root, at) = (cache.root().to_owned(), target.to_owned());
         // While it mounts, the kernel asks the object FUSE, which this process serves.
         blocking(move || match mode {
@@ -72,7 +76,7 @@ impl Tree {
         })
         .await?;
         let mounted = Mounted { directory: target.to_owned(), pid: rustix::process::getpid() };
-        let tree = Self { mounted, server, registry };
+        let tree = Self { mounted, server, registry, overlay };
         if let Err(error) = tree.check_readable().await {
             tree.mounted.detach()?;
             return Err(error);
@@ -88,6 +92,13 @@ impl Tree {
             entries.next().transpose().with_context(|| format!("reading {}", directory.display())).map(drop)
         })
         .await
+    }
+
+    /// The overlay, for watching its opens. In mode Fuse there is none, and none is needed.
+    pub fn watched(&self, node: &NodeClient) -> anyhow::Result<Option<Watched>> {
+        let Some((dataset_uid, image)) = &self.overlay else { return Ok(None) };
+        let (tree, image) = (self.mounted.directory.clone(), TreeImage::open(image)?);
+        Ok(Some(Watched { tree, dataset_uid: dataset_uid.clone(), image, node: node.clone() }))
     }
 
     /// Waits until the mount is taken away, by whomever.

@@ -3,6 +3,7 @@
 
 mod error;
 mod mounts;
+mod opens;
 mod publish;
 mod restore;
 mod space;
@@ -18,6 +19,7 @@ use crate::datasets::Datasets;
 use crate::events::Events;
 use crate::mount;
 use crate::mount::mode::Wanted;
+use crate::opens::Schedule;
 use crate::paths::Paths;
 pub use crate::volumes::Pod;
 use crate::volumes::Volumes;
@@ -91,6 +93,11 @@ impl Node {
         tokio::spawn(restore::watch(Arc::downgrade(&node.shared)));
         tokio::spawn(space::look_after_caches(Arc::downgrade(&node.shared)));
         Ok(node)
+    }
+
+    /// Watches, from now on, which cached files are opened in mode Kernel.
+    pub fn watch_opens(&self, schedule: Schedule) {
+        tokio::spawn(opens::watch_opens(Arc::downgrade(&self.shared), schedule));
     }
 
     /// The node's name.

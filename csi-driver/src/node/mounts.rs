@@ -291,7 +291,8 @@ fn object_fuse_mounted(path: &Path) -> Result<Option<mountinfo::Mount>, NodeErro
 }
 
 /// A file of the volume's catalog in the cache folder.
-fn catalog_file(volume: &Volume, name: &str) -> Result<OwnedFd, NodeError> {
+/// A file of the volume's catalog.
+pub(super) fn catalog_file(volume: &Volume, name: &str) -> Result<OwnedFd, NodeError> {
     let path = CacheLayout::new(&volume.cache).catalog(&volume.dataset_uid, &volume.catalog_id).join(name);
     mount::open_beneath(&volume.cache_root, &path, OFlags::RDONLY).map_err(file_error("opening", &path))
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use forebay_catalog::ObjectId;
 use forebay_protocol::fdsocket::{FdListener, FdSocket};
 use forebay_protocol::local::{
     Closed, Ensured, Failed, FailureKind, Held, Opened, Request, Response, request::Call, response::Result as Answer,
@@ -44,8 +45,8 @@ pub struct Shared {
     pub held: Mutex<Held>,
     /// Bytes that the daemon reported as served.
     pub served: AtomicU64,
-    /// Opens of complete objects that it reported.
-    pub touched: AtomicU64,
+    /// How many opens of complete objects were reported to it.
+    pub touched: Mutex<HashMap<ObjectId, u64>>,
 }
 
 impl Node {
@@ -62,7 +63,7 @@ impl Node {
             ensures: AtomicU64::new(0),
             served: AtomicU64::new(0),
             held: Mutex::default(),
-            touched: AtomicU64::new(0),
+            touched: Mutex::default(),
         });
         let mut node = Self { shared, accept: None };
         node.up().await;
@@ -170,7 +171,10 @@ impl Shared {
             }
             Call::Held(_) => (Answer::Held(*self.held.lock().unwrap()), None),
             Call::Touched(touched) => {
-                self.touched.fetch_add(touched.object_ids.len() as u64 / 16, Ordering::SeqCst);
+                for id in touched.object_ids.as_chunks().0 {
+                    *self.touched.lock().unwrap().entry(ObjectId::from_bytes(*id)).or_default() +=
+                        u64::from(touched.stands_for);
+                }
                 (Answer::Closed(Closed {}), None)
             }
             Call::Served(served) => {

@@ -88,7 +88,11 @@ impl Readers {
     async fn ask(&mut self, question: &str) -> Report {
         writeln!(self.questions, "{question}").unwrap();
         let answer = tokio::time::timeout(PATIENCE, self.answers.recv()).await;
-        answer.expect("the readers hang").expect("the readers' process ended")
+        match answer {
+            Ok(Some(report)) => report,
+            Ok(None) => panic!("the readers' process ended"),
+            Err(elapsed) => panic!("the readers don't answer: {elapsed}"),
+        }
     }
 
     /// Waits until every kind of reader has come round again. No failure may have been seen.

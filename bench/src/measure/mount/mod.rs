@@ -6,6 +6,7 @@ pub mod daemon_path;
 pub mod large;
 pub mod listing;
 pub mod small;
+pub mod watched_opens;
 
 use std::path::PathBuf;
 

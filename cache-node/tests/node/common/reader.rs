@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use forebay_catalog::{Catalog, ObjectId};
 use forebay_protocol::fdsocket::FdSocket;
 use forebay_protocol::local::{
-    Close, Ensure, Ensured, Failed, FailureKind, Open, Request, Response, Served, request::Call,
+    Close, Ensure, Ensured, Failed, FailureKind, Open, Request, Response, Served, Touched, request::Call,
     response::Result as Answer,
 };
 
@@ -68,6 +68,13 @@ impl Reader {
 
     pub async fn close(&self, lease: u64) {
         assert!(matches!(self.call(Call::Close(Close { lease })).await.0, Answer::Closed(_)));
+    }
+
+    /// Reports opens of objects that nobody asked the node for, each standing for so many.
+    pub async fn touched(&self, ids: &[ObjectId], stands_for: u32) {
+        let object_ids = ids.iter().flat_map(|id| *id.as_bytes()).collect();
+        let touched = Touched { dataset_uid: self.uid.clone(), object_ids, stands_for };
+        assert!(matches!(self.call(Call::Touched(touched)).await.0, Answer::Closed(_)));
     }
 
     /// Reads an object from end to end, in pieces of `step`.
