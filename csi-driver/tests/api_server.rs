@@ -1,4 +1,5 @@
-//! The plugin with a real API server: the upstream CSI conformance suite, pods' inline volumes, and what is told of a lost session.
+//! The plugin with a real API server: the upstream CSI conformance suite, pods' inline volumes, and what is told of a lost session and of a cache
+//! node that stays away.
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use forebay_crds::{CacheRuntime, Dataset as DatasetObject};
 use forebay_csi::mount::mode::Wanted;
+use forebay_fuse::NODE_PATIENCE;
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -212,18 +214,56 @@ async fn the_loss_of_a_session_is_an_event_on_the_pod() {
     let since = Instant::now();
     world.start_daemon();
     let _plugin = start_plugin(&world);
-    let events: Api<Event> = Api::namespaced(client, "lost");
+    let note = event_of_pod(&client, ("lost", "train"), "DatasetSessionLost").await;
+    assert!(note.contains("HostToContainer"), "{note}");
+    eprintln!("mounted anew and told in {:?}", since.elapsed());
+}
+
+/// Waits for an Event on a pod; its text.
+async fn event_of_pod(client: &Client, (namespace, pod): (&str, &str), reason: &str) -> String {
+    let events: Api<Event> = Api::namespaced(client.clone(), namespace);
+    let since = Instant::now();
     loop {
         let all = events.list(&ListParams::default()).await.unwrap();
-        let about = all.iter().find(|event| event.reason.as_deref() == Some("DatasetSessionLost"));
-        if let Some(event) = about {
+        if let Some(event) = all.iter().find(|event| event.reason.as_deref() == Some(reason)) {
             let regarding = event.regarding.as_ref().unwrap();
-            assert_eq!((regarding.kind.as_deref(), regarding.name.as_deref()), (Some("Pod"), Some("train")));
-            assert!(event.note.as_deref().unwrap().contains("HostToContainer"));
-            break;
+            assert_eq!((regarding.kind.as_deref(), regarding.name.as_deref()), (Some("Pod"), Some(pod)));
+            return event.note.clone().unwrap();
         }
         assert!(since.elapsed() < Duration::from_secs(30), "no Event: {all:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    eprintln!("mounted anew and told in {:?}", since.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_waits_for_the_cache_node_so_long_and_no_longer_and_the_pod_is_told() {
+    if !can_mount() {
+        return;
+    }
+    let Some(client) = api_server::client().await else { return };
+    let turn = ONE_AT_A_TIME.lock().await;
+    let mut world = world(&client, "away").await;
+    let plugin = start_plugin(&world);
+    let request = inline(&world, "csi-1", ("away", "train"), &[("dataset", "data-0")]);
+    let tree = Path::new(&request.target_path).to_owned();
+    plugin.client().await.node_publish_volume(request).await.unwrap();
+    drop(turn);
+    let file = world.datasets[0].file("d").clone();
+    world.datasets[0].complete(&file);
+    world.cache_node.down().await;
+    let since = Instant::now();
+    let missing = tree.join("a/b/c");
+    let failed = tokio::task::spawn_blocking(move || std::fs::read(missing).unwrap_err()).await.unwrap();
+    assert_eq!(failed.raw_os_error(), Some(libc::EIO), "{failed}");
+    assert!(since.elapsed() >= NODE_PATIENCE, "it gave up after {:?}", since.elapsed());
+    assert!(since.elapsed() < NODE_PATIENCE + Duration::from_secs(30), "it waited {:?}", since.elapsed());
+    let note = event_of_pod(&client, ("away", "train"), "CacheNodeAway").await;
+    assert!(note.contains("away/data-0"), "{note}");
+    // What is complete needs no node, and the rest is read when it is back.
+    let path = tree.join("d");
+    assert!(tokio::task::spawn_blocking(|| std::fs::read(path).unwrap()).await.unwrap() == file.bytes(0, 5000));
+    world.cache_node.up().await;
+    let file = world.datasets[0].file("a/b/c").clone();
+    let path = tree.join("a/b/c");
+    assert!(tokio::task::spawn_blocking(|| std::fs::read(path).unwrap()).await.unwrap() == file.bytes(0, 100_000));
 }

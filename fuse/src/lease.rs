@@ -16,7 +16,7 @@ use crate::ranges::Ranges;
 use crate::registry::Found;
 
 /// How long a read waits for a cache node that is away.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const NODE_PATIENCE: Duration = Duration::from_secs(120);
 
 /// How long a failure that may pass is asked about again: a node that is starting has no catalog yet, one that is ending has closed its store.
 const SETTLING: Duration = Duration::from_secs(20);
@@ -31,7 +31,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The cache node was away for too long.
-    #[error("the cache node at {socket} has been away for {} s; see why its pod is not running", PATIENCE.as_secs())]
+    #[error("the cache node at {socket} has been away for {} s; see why its pod is not running", NODE_PATIENCE.as_secs())]
     NodeAway {
         /// Its local socket.
         socket: String,
@@ -162,13 +162,13 @@ impl OpenObject {
         if lease.connection.is_lost() && self.complete_file().is_none() { Err(Attempt::Again) } else { Ok(bytes) }
     }
 
-    /// Tries on each new connection. A node that is away, or that keeps breaking the connection, has [`PATIENCE`] to come back.
+    /// Tries on each new connection. A node that is away, or that keeps breaking the connection, has [`NODE_PATIENCE`] to come back.
     async fn with_patience<T, F>(&self, attempt: impl Fn(Arc<Connection>) -> F) -> Result<T, ReadError>
     where
         F: Future<Output = Result<T, Attempt>>,
     {
         let away = || ReadError::NodeAway { socket: self.found.catalog.node.path().display().to_string() };
-        let mut deadline = Instant::now() + PATIENCE;
+        let mut deadline = Instant::now() + NODE_PATIENCE;
         let mut settled_by = None;
         let mut lost_before = false;
         loop {
@@ -187,7 +187,7 @@ impl OpenObject {
                 Err(Attempt::Again) => {
                     if !lost_before {
                         // The first attempt may have waited long for the source before its connection broke.
-                        deadline = Instant::now() + PATIENCE;
+                        deadline = Instant::now() + NODE_PATIENCE;
                     }
                     lost_before = true;
                     tokio::time::sleep(PAUSE).await;

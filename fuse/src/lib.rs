@@ -20,6 +20,7 @@ pub mod supervise;
 mod tree;
 mod wake;
 
+pub use lease::NODE_PATIENCE;
 pub use node_client::NodeClient;
 pub use passthrough::Passthrough;
 pub use registry::{Found, MountedCatalog, NotFound, Registry};

@@ -5,15 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, Weak};
 use std::time::Duration;
 
+use forebay_fuse::NODE_PATIENCE;
 use tokio::time::Instant;
 
 use super::Shared;
 use super::mounts::is_shown_at;
 use crate::space::{LOOK, Space};
 use crate::volumes::{Shown, Volume};
-
-/// As long as the FUSE daemon lets readers wait for the cache node; then they get EIO.
-const READERS_WAIT: Duration = Duration::from_secs(120);
 
 /// A cache node that restarts is away for less.
 const RESTART: Duration = Duration::from_secs(15);
@@ -79,7 +77,7 @@ impl Shared {
         }
         let since = *cache.away.get_or_insert_with(Instant::now);
         self.away().insert(socket.to_owned(), since);
-        if since.elapsed() < READERS_WAIT || cache.told {
+        if since.elapsed() < NODE_PATIENCE || cache.told {
             return;
         }
         cache.told = true;
