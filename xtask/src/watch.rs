@@ -36,7 +36,9 @@ pub fn lines(parent: &mut Command, silence: Duration, mut show: impl FnMut(&str)
                     "== nothing was printed for {} s; the tests' threads, and what they wait for:",
                     silence.as_secs()
                 );
-                hung.iter().for_each(|pid| describe(*pid));
+                for pid in &hung {
+                    describe(*pid);
+                }
                 for pid in hung {
                     // It may end on its own meanwhile.
                     let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);

@@ -88,7 +88,7 @@ impl Readers {
     async fn ask(&mut self, question: &str) -> Report {
         writeln!(self.questions, "{question}").unwrap();
         let answer = tokio::time::timeout(PATIENCE, self.answers.recv()).await;
-        answer.expect("the readers hang").expect("the readers' process ended")
+        answer.map_err(|_| "the readers hang").unwrap().ok_or("the readers' process ended").unwrap()
     }
 
     /// Waits until every kind of reader has come round again. No failure may have been seen.
