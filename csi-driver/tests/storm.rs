@@ -38,6 +38,10 @@ const FILES: &[(&str, u64)] = &[
 /// The longest that a call may take. The processes that others run on a test machine take from it.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// The same while plugin and worker both start, and the worker tries to connect at ever longer intervals: 0.2 to 0.35 s on a quiet machine, up to
+/// 1.2 s where others keep its two cores busy.
+const PAUSE_OF_BOTH: Duration = Duration::from_secs(3);
+
 fn is_complete(file: &File) -> bool {
     file.path.starts_with("full/")
 }
@@ -146,7 +150,7 @@ async fn no_reader_notices_that_plugin_and_fuse_worker_are_killed_at_the_same_mo
     readers.go_on("after the last kill").await;
     let longest = readers.stop().await;
     eprintln!("plugin and worker killed at once, {} times: the longest call took {longest:?}", kills());
-    assert!(longest < PAUSE, "a call took {longest:?}");
+    assert!(longest < PAUSE_OF_BOTH, "a call took {longest:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
