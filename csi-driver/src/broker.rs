@@ -1,6 +1,7 @@
 //! The broker: holds the /dev/fuse descriptor of the node's object FUSE, and gives it, with the side tables of the mounted catalogs, to the
 //! unprivileged daemon that serves it. Nobody but the daemon's user is listened to. After a restart of this process the daemon gives the
-//! descriptor back. On a connection of their own the daemon's threads have files registered, see `registrar.rs`.
+//! descriptor back, also one that was left it by a worker that died with our predecessor. On a connection of their own the daemon's threads have
+//! files registered, see `registrar.rs`.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -275,17 +276,23 @@ impl State {
     /// A daemon said hello: takes the descriptors if it brings those we miss, and says what the daemon has to be told.
     fn welcome(&mut self, hello: &Hello, fds: Vec<OwnedFd>) -> Vec<Outgoing> {
         let mut fds = fds.into_iter();
-        let (fd, table) = (fds.next(), fds.next());
+        let (fd, mut table) = (fds.next(), fds.next());
         let brings = (!hello.session.is_empty()).then_some(hello.session.as_str());
         if let (Session::Awaited(name), Some(fd)) = (&self.session, fd)
             && brings == Some(name)
             && is_fuse_device(&fd)
         {
             tracing::info!(session = name, "the daemon gave the session back");
-            let (name, holding) = (name.clone(), Holding::new(fd, table.and_then(table_of_daemon)));
+            let (name, holding) = (name.clone(), Holding::new(fd, table.take().and_then(table_of_daemon)));
             // One that connected before it, as in a rolling update, waits for the descriptor.
             self.tell_all(&from_plugin::Message::Serve(Serve { session: name.clone() }), &holding.fds());
             self.session = Session::Held(name, holding);
+        }
+        // A worker has from the one that was killed what we have too.
+        if let (Session::Held(_, Holding { registrations: Some(registrations), .. }), Some(table)) =
+            (&self.session, table)
+        {
+            registrations.table().close(table);
         }
         let mut messages: Vec<_> = self
             .catalogs

@@ -1,5 +1,5 @@
-//! `kill -9` again and again under 16 readers of every kind: the FUSE worker, the CSI plugin, both in turn, the cache node. No read fails, no byte
-//! differs. `FOREBAY_KILLS=100` kills as often as that; without it a run is short.
+//! `kill -9` again and again under 16 readers of every kind: the FUSE worker, the CSI plugin, both in turn and at once, the cache node. No read
+//! fails, no byte differs. `FOREBAY_KILLS=100` kills as often as that; without it a run is short.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use forebay_csi::mount::mode::Wanted;
-use support::plugin::{World, run_daemon};
+use support::plugin::{World, kill, run_daemon};
 use support::process::Plugin;
 use support::readers::{self, Readers};
 use support::{File, can_mount, until};
@@ -37,6 +37,10 @@ const FILES: &[(&str, u64)] = &[
 
 /// The longest that a call may take. The processes that others run on a test machine take from it.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// The same while plugin and worker both start, and the worker tries to connect at ever longer intervals: 0.2 to 0.35 s on a quiet machine, up to
+/// 1.2 s where others keep its two cores busy.
+const PAUSE_OF_BOTH: Duration = Duration::from_secs(3);
 
 fn is_complete(file: &File) -> bool {
     file.path.starts_with("full/")
@@ -119,6 +123,34 @@ async fn no_reader_notices_that_plugin_and_fuse_worker_are_killed_in_turn() {
     }
     let longest = readers.stop().await;
     assert!(longest < PAUSE, "a call took {longest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_reader_notices_that_plugin_and_fuse_worker_are_killed_at_the_same_moment() {
+    if !can_mount() {
+        return;
+    }
+    let (world, mut plugin) = world().await;
+    let mut readers = readers(&world);
+    for time in 0..kills() {
+        readers.go_on("between kills").await;
+        // Every third time also while both are starting again, at any moment of that.
+        for again in 0..=u64::from(time % 3 == 2) {
+            tokio::time::sleep(Duration::from_micros(again * time as u64 * 17_389 % 150_000)).await;
+            let mut both = [plugin.pid(), world.daemon.as_ref().unwrap().pid()];
+            both.rotate_left(time % 2);
+            for process in both {
+                kill(process);
+            }
+            // Neither knows the other: what the next ones have, the worker's parent kept.
+            drop(plugin);
+            plugin = Plugin::start(&world);
+        }
+    }
+    readers.go_on("after the last kill").await;
+    let longest = readers.stop().await;
+    eprintln!("plugin and worker killed at once, {} times: the longest call took {longest:?}", kills());
+    assert!(longest < PAUSE_OF_BOTH, "a call took {longest:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,9 +1,10 @@
 //! The daemon of a Kubernetes node: unprivileged, it gets the session's descriptor and the catalogs from the CSI plugin over the broker socket
-//! and serves them. When the plugin goes away it serves on, and gives the next one the descriptor.
+//! and serves them. When the plugin goes away it serves on, and gives the next one the descriptor. So does the next daemon with what this one kept,
+//! should both die at once.
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use forebay_protocol::fdsocket::FdSocket;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
 
+use crate::keeper::{Keeper, Kept};
 use crate::passthrough::{OpenTable, Passthrough, RegistrarByPlugin};
 use crate::{Registry, Server, Tree};
 
@@ -35,6 +37,10 @@ struct Daemon {
     broker: PathBuf,
     registry: Registry,
     serving: Option<(String, Server)>,
+    /// Keeps the session's descriptors for the next worker.
+    keeper: Option<Keeper>,
+    /// What the last worker was serving. It can't be served before the plugin has named the catalogs.
+    kept: Option<Kept>,
     /// Whether the plugin has the descriptor too, or there is none.
     may_end: watch::Sender<bool>,
 }
@@ -50,11 +56,14 @@ enum ConnectionError {
     Table { catalog: String, source: forebay_catalog::TableError },
 }
 
-/// Serves what the plugin at the socket `broker` gives, until `shutdown` resolves; then finishes what is under way. The mounts stay.
-pub async fn run(broker: &Path, shutdown: impl Future<Output = ()>) {
+/// Serves what the plugin at the socket `broker` gives, until `shutdown` resolves; then finishes what is under way. The mounts stay. Without a
+/// `keeper` the session is lost when plugin and daemon die at once.
+pub async fn run(broker: &Path, keeper: Option<Keeper>, shutdown: impl Future<Output = ()>) {
     raise_descriptor_limit();
-    let (sender, may_end) = watch::channel(true);
-    let mut daemon = Daemon { broker: broker.to_owned(), registry: Registry::new(), serving: None, may_end: sender };
+    let kept = keeper.as_ref().and_then(of_last_worker);
+    let (sender, may_end) = watch::channel(kept.is_none());
+    let mut daemon =
+        Daemon { broker: broker.to_owned(), registry: Registry::new(), serving: None, keeper, kept, may_end: sender };
     let handed_over = async {
         shutdown.await;
         tracing::info!("shutting down");
@@ -84,7 +93,7 @@ impl Daemon {
                     (pause, last_cause) = (FIRST_PAUSE, String::new());
                     tracing::info!(broker = %self.broker.display(), "connected to the CSI plugin");
                     let end = self.talk(&plugin).await;
-                    self.may_end.send_replace(self.serving.is_none());
+                    self.may_end.send_replace(self.serving.is_none() && self.kept.is_none());
                     match end {
                         Ok(()) => "it closed the connection".to_owned(),
                         Err(error) => error.to_string(),
@@ -103,16 +112,7 @@ impl Daemon {
 
     /// One connection: says hello, then does as it is told until the plugin closes.
     async fn talk(&mut self, plugin: &FdSocket) -> Result<(), ConnectionError> {
-        let session = self.serving.as_ref().map(|(session, server)| (session.clone(), server.fd()));
-        let table = self.serving.as_ref().and_then(|(_, server)| server.passthrough()).map(Passthrough::table);
-        let hello = Hello {
-            session: session.as_ref().map(|(session, _)| session.clone()).unwrap_or_default(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-        };
-        let fds: Vec<_> = session.iter().map(|(_, fd)| fd.as_fd()).chain(table.map(AsFd::as_fd)).collect();
-        plugin.send(&FromDaemon { message: Some(from_daemon::Message::Hello(hello)) }, &fds).await?;
-        drop(fds);
-        drop(session);
+        self.say_hello(plugin).await?;
         // The plugin first names all catalogs, then the session: what it has not named by then is not mounted any more.
         let mut named = Some(HashSet::new());
         while let Some((message, fds)) = plugin.receive::<FromPlugin>().await? {
@@ -135,17 +135,41 @@ impl Daemon {
                     plugin.send(&FromDaemon { message: Some(from_daemon::Message::Serving(serving)) }, &[]).await?;
                     self.may_end.send_replace(true);
                 }
-                Some(from_plugin::Message::Stop(stop)) => {
-                    if let Some((_, server)) = self.serving.take_if(|(session, _)| *session == stop.session) {
-                        server.stop().await;
-                        self.may_end.send_replace(true);
-                        tracing::info!(session = stop.session, "stopped serving");
-                    }
-                }
+                Some(from_plugin::Message::Stop(stop)) => self.stop(&stop.session).await,
                 None => tracing::warn!("a message of a newer plugin was ignored"),
             }
         }
         Ok(())
+    }
+
+    async fn say_hello(&self, plugin: &FdSocket) -> Result<(), ConnectionError> {
+        let served = self.serving.as_ref().map(|(session, server)| (session, server.fd(), server.passthrough()));
+        let (session, fds): (_, Vec<BorrowedFd<'_>>) = match (&served, &self.kept) {
+            (Some((session, fd, passthrough)), _) => {
+                let table = passthrough.map(|passthrough| passthrough.table().as_fd());
+                (session.as_str(), std::iter::once(fd.as_fd()).chain(table).collect())
+            }
+            (None, Some(kept)) => (kept.session.as_str(), kept.fds.iter().map(AsFd::as_fd).collect()),
+            (None, None) => ("", Vec::new()),
+        };
+        let hello = Hello { session: session.to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() };
+        Ok(plugin.send(&FromDaemon { message: Some(from_daemon::Message::Hello(hello)) }, &fds).await?)
+    }
+
+    async fn stop(&mut self, session: &str) {
+        let kept = self.kept.take_if(|kept| kept.session == session);
+        let serving = self.serving.take_if(|(serving, _)| serving == session);
+        if kept.is_none() && serving.is_none() {
+            return;
+        }
+        if let Some(keeper) = &self.keeper {
+            keeper.forget();
+        }
+        if let Some((_, server)) = serving {
+            server.stop().await;
+        }
+        self.may_end.send_replace(true);
+        tracing::info!(session, "stopped serving");
     }
 
     fn mounted(&self, mounted: &Mounted, fds: Vec<OwnedFd>) -> Result<(), ConnectionError> {
@@ -163,25 +187,51 @@ impl Daemon {
         Ok(())
     }
 
-    fn serve(&mut self, session: &str, fds: Vec<OwnedFd>) -> Result<(), ConnectionError> {
-        let mut fds = fds.into_iter();
-        match (fds.next(), &self.serving) {
-            (None, Some((known, _))) if known == session => Ok(()),
-            (None, _) => Err(ConnectionError::Protocol("named a session without its descriptor")),
-            (Some(fd), _) => {
-                let passthrough = fds.next().map(|table| self.passthrough(session, table)).transpose()?;
-                // A session that is replaced was unmounted while there was no connection.
-                let server = Server::start(Arc::new(fd), self.registry.clone(), passthrough)?;
-                self.serving = Some((session.to_owned(), server));
-                tracing::info!(session, "serving a session");
-                Ok(())
+    fn serve(&mut self, session: &str, given: Vec<OwnedFd>) -> Result<(), ConnectionError> {
+        if given.is_empty() && self.serving.as_ref().is_some_and(|(known, _)| known == session) {
+            return Ok(());
+        }
+        let fds = match self.kept.take().filter(|kept| given.is_empty() && kept.session == session) {
+            Some(kept) => kept.fds,
+            None if given.is_empty() => {
+                return Err(ConnectionError::Protocol("named a session without its descriptor"));
             }
+            None => {
+                self.keep(session, &given);
+                given
+            }
+        };
+        let mut fds = fds.into_iter();
+        let fd = fds.next().ok_or(ConnectionError::Protocol("named a session without its descriptor"))?;
+        let passthrough = fds.next().map(|table| self.passthrough(session, table)).transpose()?;
+        // A session that is replaced was unmounted while there was no connection.
+        let server = Server::start(Arc::new(fd), self.registry.clone(), passthrough)?;
+        self.serving = Some((session.to_owned(), server));
+        tracing::info!(session, "serving a session");
+        Ok(())
+    }
+
+    /// Before anybody is served by it.
+    fn keep(&self, session: &str, fds: &[OwnedFd]) {
+        if let Some(keeper) = &self.keeper
+            && let Err(error) = keeper.keep(session, fds)
+        {
+            tracing::error!(session, %error, "the session is not kept: it is lost if plugin and worker die at once");
         }
     }
 
     fn passthrough(&self, session: &str, table: OwnedFd) -> Result<Passthrough, ConnectionError> {
         Ok(Passthrough::new(OpenTable::from_fd(table)?, Box::new(RegistrarByPlugin::new(&self.broker, session))))
     }
+}
+
+/// What is kept, if it can be used. If not, readers must not wait for somebody to serve it.
+fn of_last_worker(keeper: &Keeper) -> Option<Kept> {
+    keeper.kept().unwrap_or_else(|error| {
+        tracing::error!(%error, "what the last worker was serving is lost unless the CSI plugin has it");
+        keeper.forget();
+        None
+    })
 }
 
 /// None if the image is none.

@@ -8,6 +8,7 @@ pub mod abi;
 mod backing;
 pub mod daemon;
 pub mod handshake;
+pub mod keeper;
 mod lease;
 mod listing;
 mod node_client;

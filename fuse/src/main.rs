@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use clap::Parser;
+use forebay_fuse::keeper::Keeper;
 use forebay_fuse::{daemon, supervise};
 
 /// The FUSE daemon of a Kubernetes node: a parent that does nothing but start the worker again when it dies, and the worker.
@@ -16,26 +17,31 @@ struct Arguments {
     /// Be the worker (what the parent starts)
     #[arg(long, hide = true)]
     worker: bool,
+    /// Where the worker keeps its session for the next one: two descriptors that it inherits
+    #[arg(long, hide = true, requires = "worker")]
+    keeper: Option<String>,
 }
 
 fn main() -> anyhow::Result<()> {
     forebay_protocol::log::init();
-    let Arguments { broker, worker } = Arguments::parse();
+    let Arguments { broker, worker, keeper } = Arguments::parse();
     if worker {
         supervise::begin_worker()?;
-        return serve(&broker);
+        return serve(&broker, keeper.as_deref().map(Keeper::inherited).transpose()?);
     }
     let program = std::env::current_exe()?;
+    let keeper = Keeper::new()?;
     let code = supervise::run(|| {
         let mut command = Command::new(&program);
-        command.arg("--worker").arg("--broker").arg(&broker);
+        let kept_in = keeper.pass_to(&mut command);
+        command.arg("--worker").arg("--keeper").arg(kept_in).arg("--broker").arg(&broker);
         command
     })?;
     std::process::exit(code)
 }
 
 #[tokio::main(worker_threads = 2)]
-async fn serve(broker: &std::path::Path) -> anyhow::Result<()> {
-    daemon::run(broker, forebay_protocol::end::signalled()?).await;
+async fn serve(broker: &std::path::Path, keeper: Option<Keeper>) -> anyhow::Result<()> {
+    daemon::run(broker, keeper, forebay_protocol::end::signalled()?).await;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The parent of the daemon's worker: starts it again at once when it dies, since the kubelet would wait longer from crash to crash while readers
-//! wait with it. Does nothing else, so that nothing else can kill it. Requests that the worker was serving are sent again by the kernel to the
-//! next one.
+//! wait with it. Holds what workers leave for the next one ([`crate::keeper`]). Does nothing else, so that nothing else can kill it.
+//! Requests that the worker was serving are sent again by the kernel to the next one.
 
 use std::io;
 use std::os::unix::process::ExitStatusExt;

@@ -2,10 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use forebay_protocol::broker::{FromDaemon, FromPlugin, Hello, Serve, Stop, from_daemon, from_plugin};
+use forebay_protocol::fdsocket::FdSocket;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -36,6 +39,16 @@ impl Program {
 
     fn parent(&self) -> Pid {
         Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    /// Waits until a worker connects and says hello, with these descriptors.
+    async fn hello(&self) -> (FdSocket, Hello, Vec<OwnedFd>) {
+        let (connection, _) = self.broker.accept().unwrap();
+        connection.set_nonblocking(true).unwrap();
+        let socket = FdSocket::from_fd(connection.into()).unwrap();
+        let (message, fds) = socket.receive::<FromDaemon>().await.unwrap().unwrap();
+        let Some(from_daemon::Message::Hello(hello)) = message.message else { panic!("{message:?}") };
+        (socket, hello, fds)
     }
 
     /// Waits until a worker connects: the worker's pid.
@@ -75,6 +88,52 @@ fn a_worker_that_is_killed_is_followed_by_the_next_at_once() {
         assert!(killed.elapsed() < Duration::from_secs(1), "the next worker took {:?}", killed.elapsed());
         worker = next;
     }
+}
+
+#[tokio::test]
+async fn the_next_worker_has_what_the_killed_one_was_serving_and_nobody_else_has() {
+    let program = Program::start();
+    let (socket, hello, fds) = program.hello().await;
+    assert_eq!((hello.session.as_str(), fds.len()), ("", 0));
+    // In place of /dev/fuse: no request ever comes from it.
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino;
+    let expected = inode(&reader);
+    let session = "0:41-a".to_owned();
+    let tell = |message| FromPlugin { message: Some(message) };
+    let serve = tell(from_plugin::Message::Serve(Serve { session: session.clone() }));
+    socket.send(&serve, &[reader.as_fd()]).await.unwrap();
+    drop(reader);
+    let mut socket = serving(socket).await;
+    for _ in 0..3 {
+        kill(Pid::from_raw(socket.peer().unwrap().pid), Signal::SIGKILL).unwrap();
+        let (next, hello, fds) = program.hello().await;
+        assert_eq!(hello.session, session);
+        assert_eq!(fds.iter().map(inode).collect::<Vec<_>>(), [expected]);
+        next.send(&serve, &[]).await.unwrap();
+        socket = serving(next).await;
+    }
+    // A worker that does not serve yet lets go of it too.
+    kill(Pid::from_raw(socket.peer().unwrap().pid), Signal::SIGKILL).unwrap();
+    let (socket, _, fds) = program.hello().await;
+    drop(fds);
+    socket.send(&tell(from_plugin::Message::Stop(Stop { session })), &[]).await.unwrap();
+    let began = Instant::now();
+    // Once nobody has the other end.
+    while rustix::io::write(&writer, b"x") != Err(rustix::io::Errno::PIPE) {
+        assert!(began.elapsed() < Duration::from_secs(10), "somebody still has the session's descriptor");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    kill(Pid::from_raw(socket.peer().unwrap().pid), Signal::SIGKILL).unwrap();
+    let (_, hello, fds) = program.hello().await;
+    assert_eq!((hello.session.as_str(), fds.len()), ("", 0));
+}
+
+/// Waits until the worker at the other end serves.
+async fn serving(socket: FdSocket) -> FdSocket {
+    let (message, _) = socket.receive::<FromDaemon>().await.unwrap().unwrap();
+    assert!(matches!(message.message, Some(from_daemon::Message::Serving(_))), "{message:?}");
+    socket
 }
 
 #[test]

@@ -1,6 +1,7 @@
-//! After the loss of the object FUSE's session, when plugin and daemon were down at once: a new session, and for each volume a new tree over the old one,
-//! where pods see it too. What a pod opens anew is read by it if the mount propagates into the pod (`mountPropagation: HostToContainer`); another
-//! pod reads what is cached, and must be restarted for the rest. Files that are open and not cached wholly are lost.
+//! After the loss of the object FUSE's session, when plugin and daemon, its worker's parent included, were down at once: a new session, and for each
+//! volume a new tree over the old one, where pods see it too. What a pod opens anew is read by it if the mount propagates into the pod
+//! (`mountPropagation: HostToContainer`); another pod reads what is cached, and must be restarted for the rest. Files that are open and not
+//! cached wholly are lost.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;

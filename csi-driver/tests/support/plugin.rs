@@ -11,6 +11,7 @@ use forebay_csi::datasets::Datasets;
 use forebay_csi::mount::mode::Wanted;
 use forebay_csi::node::Node;
 use forebay_csi::paths::Paths;
+use forebay_fuse::keeper::Keeper;
 use forebay_protocol::layout::{FOREBAY_GID, FUSE_UID};
 use serde_json::json;
 
@@ -18,6 +19,9 @@ use super::node::Node as CacheNode;
 use super::{Dataset, Scratch, set_mode};
 
 const BROKER: &str = "FOREBAY_TEST_BROKER";
+
+/// What [`Keeper::inherited`] is to be told.
+const KEEPER: &str = "FOREBAY_TEST_KEEPER";
 
 /// Namespace and name of the runtime.
 pub const RUNTIME: (&str, &str) = ("forebay", "pool");
@@ -185,10 +189,13 @@ impl Daemon {
     /// another user meanwhile: that copies its memory, which waits for pages that the process is to bring.
     pub fn start_supervised(paths: &Paths) -> Self {
         let script = r#"while :; do "$0" daemon_process --exact --ignored --nocapture; done"#;
-        let child = Command::new("sh")
+        let mut command = Command::new("sh");
+        let kept_in = Keeper::new().unwrap().pass_to(&mut command);
+        let child = command
             .args(["-c", script])
             .arg(std::env::current_exe().unwrap())
             .env(BROKER, paths.broker_socket())
+            .env(KEEPER, kept_in)
             .uid(FUSE_UID)
             .gid(FOREBAY_GID)
             .stdout(Stdio::null())
@@ -216,7 +223,7 @@ impl Daemon {
 
     /// kill -9 of the worker; its parent starts the next.
     pub fn kill_worker(&self) {
-        signal(self.pid(), nix::sys::signal::Signal::SIGKILL);
+        kill(self.pid());
     }
 
     /// Whether it has the descriptor of a session: when the plugin dies now, the next one is given it.
@@ -231,6 +238,11 @@ impl Daemon {
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
         assert!(self.child.wait().unwrap().success());
     }
+}
+
+/// kill -9.
+pub fn kill(pid: u32) {
+    signal(pid, nix::sys::signal::Signal::SIGKILL);
 }
 
 fn signal(pid: u32, signal: nix::sys::signal::Signal) {
@@ -258,10 +270,11 @@ pub fn run_daemon() {
         let line = status.lines().find(|line| line.starts_with(rights)).unwrap();
         assert!(line.ends_with("0000000000000000"), "the daemon must have no capabilities: {line}");
     }
+    let keeper = std::env::var(KEEPER).ok().map(|numbers| Keeper::inherited(&numbers).unwrap());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
-        forebay_fuse::daemon::run(std::path::Path::new(&broker), async move {
+        forebay_fuse::daemon::run(std::path::Path::new(&broker), keeper, async move {
             terminate.recv().await;
         })
         .await;

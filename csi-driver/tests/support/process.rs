@@ -41,6 +41,10 @@ impl Plugin {
         command
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// A client, once it serves.
     pub async fn client(&self) -> NodeClient<Channel> {
         NodeClient::new(self.connect().await)

@@ -85,6 +85,12 @@ impl OpenTable {
         Ok(Self { file, threads: Mutex::default() })
     }
 
+    /// Closes another descriptor of the same table. Closing any takes the file's lock away from the whole process, so it waits until no thread has it.
+    pub fn close(&self, other: OwnedFd) {
+        let _thread = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(other);
+    }
+
     /// One more open of an inode that is open: its mode. `None`: it is not open, and may have either mode.
     pub(super) fn join(&self, node_id: u64) -> Option<Mode> {
         self.change(node_id, |bucket| join(bucket, node_id)).unwrap_or(Some(Mode::Daemon))
