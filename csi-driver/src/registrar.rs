@@ -104,15 +104,14 @@ impl Registrations {
             let asked_by = self.asked_by();
             asked_by.iter().filter(|(_, by)| **by == connection).map(|(id, _)| *id).collect()
         };
-        let used = match self.table.registrations() {
-            Ok(used) => used,
-            Err(error) => {
-                tracing::error!(%error, "the table of open inodes can't be read; files may stay open until the session ends");
-                return;
+        // The daemon may have lost only this connection, and be about to enter what it was given, or to put aside what it could not give back.
+        let taken_back = self.table.settled(|used| {
+            for id in asked.into_iter().filter(|id| !used.contains(id)) {
+                self.unregister(id);
             }
-        };
-        for id in asked.into_iter().filter(|id| !used.contains(id)) {
-            self.unregister(id);
+        });
+        if let Err(error) = taken_back {
+            tracing::error!(%error, "the table of open inodes can't be read; files may stay open until the session ends");
         }
     }
 

@@ -66,6 +66,7 @@ impl Passthrough {
         if let Some(mode) = self.table.join(node_id) {
             return mode;
         }
+        let _moving = self.table.moving();
         let registered = self.registrar.register(object);
         if registered.is_ok() && self.leftovers.swap(false, Ordering::Relaxed) {
             self.take_back_leftovers();
@@ -81,6 +82,7 @@ impl Passthrough {
 
     /// Takes an open away: the file was released, or its open failed.
     pub fn close(&self, node_id: u64) {
+        let _moving = self.table.moving();
         if let Some(id) = self.table.leave(node_id) {
             self.unregister(node_id, id);
         }

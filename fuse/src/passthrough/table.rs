@@ -11,7 +11,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{FlockOperation, MemfdFlags, SealFlags, fcntl_lock};
+use nix::fcntl::{FcntlArg, fcntl};
+use rustix::fs::{MemfdFlags, SealFlags};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use super::{BackingId, Mode};
@@ -27,6 +28,12 @@ const WAYS: usize = 15;
 
 /// Buckets: room for some 200,000 open inodes, of which there are as many as processes have files open. Memory is used for what is touched.
 const BUCKETS: u64 = 1 << 14;
+
+/// The byte whose lock is that of the entries ...
+const ENTRIES: i64 = 0;
+
+/// ... and the one whose lock is shared by all who are moving a registration into the table or out of it.
+const UNDER_WAY: i64 = 1;
 
 /// An open inode. All zeros: a free entry.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -55,6 +62,23 @@ pub struct OpenTable {
     file: File,
     /// The file's lock is the process's, not the thread's.
     threads: Mutex<()>,
+    /// Threads of this process that are moving a registration.
+    under_way: Mutex<usize>,
+}
+
+/// See [`OpenTable::moving`].
+pub(super) struct Moving<'a> {
+    table: &'a OpenTable,
+}
+
+impl Drop for Moving<'_> {
+    fn drop(&mut self) {
+        let mut under_way = self.table.under_way();
+        *under_way -= 1;
+        if *under_way == 0 {
+            log_failure(set_lock(&self.table.file, UNDER_WAY, libc::F_UNLCK));
+        }
+    }
 }
 
 /// Both locks, until it is dropped.
@@ -71,7 +95,7 @@ impl OpenTable {
         file.set_len(HEADER + BUCKETS * size_of::<Bucket>() as u64)?;
         file.write_all_at(&MAGIC, 0)?;
         rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-        Ok(Self { file, threads: Mutex::default() })
+        Ok(Self { file, threads: Mutex::default(), under_way: Mutex::default() })
     }
 
     /// The table that another process gave.
@@ -82,11 +106,12 @@ impl OpenTable {
         if magic != MAGIC || file.metadata()?.len() != HEADER + BUCKETS * size_of::<Bucket>() as u64 {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no table of open inodes of this version"));
         }
-        Ok(Self { file, threads: Mutex::default() })
+        Ok(Self { file, threads: Mutex::default(), under_way: Mutex::default() })
     }
 
     /// Closes another descriptor of the same table. Closing any takes the file's lock away from the whole process, so it waits until no thread has it.
     pub fn close(&self, other: OwnedFd) {
+        let _moving = self.under_way();
         let _thread = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         drop(other);
     }
@@ -158,7 +183,7 @@ impl OpenTable {
     }
 
     /// The registrations that inodes have, or had and could not give back.
-    pub fn registrations(&self) -> io::Result<HashSet<BackingId>> {
+    fn registrations(&self) -> io::Result<HashSet<BackingId>> {
         let locked = self.lock()?;
         let mut ids = HashSet::new();
         for index in 0..BUCKETS {
@@ -178,13 +203,32 @@ impl OpenTable {
 
     fn lock(&self) -> io::Result<Locked<'_>> {
         let thread = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            match fcntl_lock(&self.file, FlockOperation::LockExclusive) {
-                Ok(()) => return Ok(Locked { table: self, _thread: thread }),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
+        set_lock(&self.file, ENTRIES, libc::F_WRLCK)?;
+        Ok(Locked { table: self, _thread: thread })
+    }
+
+    /// While a registration is on its way into the table, or out of it to be taken back: so long nobody takes it for a dead daemon's. Ends with the
+    /// process, too.
+    pub(super) fn moving(&self) -> Moving<'_> {
+        let mut under_way = self.under_way();
+        *under_way += 1;
+        if *under_way == 1 {
+            log_failure(set_lock(&self.file, UNDER_WAY, libc::F_RDLCK));
         }
+        Moving { table: self }
+    }
+
+    /// The registrations that inodes have, or had and could not give back; handed over while no other process is moving one.
+    pub fn settled<T>(&self, work: impl FnOnce(&HashSet<BackingId>) -> T) -> io::Result<T> {
+        let _close = self.under_way();
+        set_lock(&self.file, UNDER_WAY, libc::F_WRLCK)?;
+        let result = self.registrations().map(|used| work(&used));
+        set_lock(&self.file, UNDER_WAY, libc::F_UNLCK)?;
+        result
+    }
+
+    fn under_way(&self) -> MutexGuard<'_, usize> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -215,7 +259,7 @@ impl Locked<'_> {
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        if let Err(error) = fcntl_lock(&self.table.file, FlockOperation::Unlock) {
+        if let Err(error) = set_lock(&self.table.file, ENTRIES, libc::F_UNLCK) {
             tracing::error!(%error, "the table of open inodes stays locked");
         }
     }
@@ -247,6 +291,19 @@ fn join(bucket: &mut Bucket, node_id: u64) -> Option<Mode> {
         return Some(Mode::Daemon);
     }
     None
+}
+
+/// Waits for the process's lock on a byte, or gives it back.
+fn set_lock(file: &File, byte: i64, kind: libc::c_int) -> io::Result<()> {
+    let (l_type, l_whence) = (kind as libc::c_short, libc::SEEK_SET as libc::c_short);
+    let lock = libc::flock { l_type, l_whence, l_start: byte, l_len: 1, l_pid: 0 };
+    loop {
+        match fcntl(file, FcntlArg::F_SETLKW(&lock)) {
+            Ok(_) => return Ok(()),
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 fn log_failure(result: io::Result<()>) {
