@@ -6,6 +6,7 @@ mod pool;
 mod reading;
 mod survival;
 mod tenant;
+mod upgrade;
 
 use std::process::ExitCode;
 
@@ -30,6 +31,10 @@ fn main() -> ExitCode {
             Scenario {
                 name: "no_read_fails_while_operator_cache_node_daemon_and_plugin_are_killed",
                 run: survival::no_read_fails_while_parts_are_killed,
+            },
+            Scenario {
+                name: "no_read_fails_while_an_upgrade_replaces_plugins_and_daemons",
+                run: upgrade::no_read_fails_while_daemon_sets_are_replaced,
             },
             Scenario {
                 name: "what_is_to_be_everywhere_crosses_the_line_once",
