@@ -7,6 +7,7 @@ mod reading;
 mod survival;
 mod tenant;
 mod upgrade;
+mod volumes;
 
 use std::process::ExitCode;
 
@@ -35,6 +36,10 @@ fn main() -> ExitCode {
             Scenario {
                 name: "no_read_fails_while_an_upgrade_replaces_plugins_and_daemons",
                 run: upgrade::no_read_fails_while_daemon_sets_are_replaced,
+            },
+            Scenario {
+                name: "a_pod_has_datasets_inline_by_claim_and_by_sub_path_at_once",
+                run: volumes::a_pod_has_a_dataset_in_every_way_at_once,
             },
             Scenario {
                 name: "what_is_to_be_everywhere_crosses_the_line_once",

@@ -52,6 +52,12 @@ impl<'a> Volume<'a> {
     pub fn claim(path: &'a str, claim: &str) -> Self {
         Self { path, source: format!("persistentVolumeClaim: {{claimName: {claim}}}"), sub_path: "" }
     }
+
+    /// An inline volume with these attributes, as a flow mapping's inside.
+    pub fn inline(path: &'a str, attributes: &str) -> Self {
+        let source = format!("csi: {{driver: csi.forebay.dev, readOnly: true, volumeAttributes: {{{attributes}}}}}");
+        Self { path, source, sub_path: "" }
+    }
 }
 
 /// A pod on `node` that runs a command in the training image with these volumes.
