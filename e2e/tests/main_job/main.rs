@@ -42,6 +42,10 @@ fn main() -> ExitCode {
                 run: volumes::a_pod_has_a_dataset_in_every_way_at_once,
             },
             Scenario {
+                name: "a_pod_of_another_namespace_waits_until_a_dataset_is_shared",
+                run: volumes::another_namespace_waits_until_a_dataset_is_shared,
+            },
+            Scenario {
                 name: "what_is_to_be_everywhere_crosses_the_line_once",
                 run: pool::what_is_to_be_everywhere_crosses_the_line_once,
             },

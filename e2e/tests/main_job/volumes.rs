@@ -1,14 +1,26 @@
-//! The ways a pod names a Dataset: inline, by a claim, a part of either, several at once.
+//! The ways a pod names a Dataset: inline, by a claim, a part of either, several at once; and Datasets of another namespace.
 
 use std::fs;
+use std::time::Duration;
 
-use anyhow::Result;
-use forebay_e2e::{Cluster, S3Server, forebay};
+use anyhow::{Result, ensure};
+use forebay_e2e::{Cluster, S3Server, forebay, wait_until};
 
-use crate::tenant::{NAMESPACE, Sums, Volume, bytes, check_reader, dataset, expected_sums, pod, sum_script};
+use crate::tenant::{
+    NAMESPACE, Sums, Volume, bytes, check_reader, check_sums, dataset, expected_sums, pod, sum_script,
+};
+
+/// Namespace of the pods that a Dataset has to be shared with.
+const OTHER_NAMESPACE: &str = "evaluation";
 
 /// Group that the pod's volumes are to get; a Dataset keeps its own.
 const FS_GROUP: u32 = 2000;
+
+/// Time until the pod's events say why it waits. Kubernetes binds a claim only every 15 s.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Time for a pod that waited to start: the kubelet backs off for up to two minutes between tries of its own.
+const POD_LIMIT: Duration = Duration::from_secs(180);
 
 /// Fills a bucket with two folders of small files and files of several chunks; what a reader of each folder must get.
 fn fill(s3: &S3Server, bucket: &str) -> Result<[Sums; 2]> {
@@ -63,5 +75,93 @@ pub fn a_pod_has_a_dataset_in_every_way_at_once(cluster: &Cluster) -> Result<()>
         check_reader(cluster, &name, &expected, 2)?;
         cluster.kubectl(&["delete", "pod", &name, "--namespace", NAMESPACE])?;
     }
+    Ok(())
+}
+
+pub fn another_namespace_waits_until_a_dataset_is_shared(cluster: &Cluster) -> Result<()> {
+    let s3 = S3Server::start(cluster)?;
+    let [train, val] = fill(&s3, "shared")?;
+    let mut expected = below("train", &train);
+    expected.extend(below("val", &val));
+    cluster.apply(&dataset("shared", &[("/", forebay::source("s3://shared/"))], ""))?;
+    forebay::wait_condition(cluster, "dataset", NAMESPACE, "shared", "Ready", LIMIT)?;
+    cluster.apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {OTHER_NAMESPACE}}}}}"))?;
+    cluster.apply(&own_volume(cluster)?)?;
+    let script = sum_script(1);
+    let command = ["sh", "-c", &script];
+    let pods = [
+        ("inline", Volume::inline("/data", &format!("dataset: shared, namespace: {NAMESPACE}"))),
+        ("own-volume", Volume::claim("/data", "shared")),
+    ];
+    let names = pods.each_ref().map(|(name, _)| *name);
+    for (name, volume) in pods {
+        cluster.apply(&pod(OTHER_NAMESPACE, name, "node-2", &command, &[volume]))?;
+    }
+    for name in names {
+        wait_refused(cluster, name)?;
+    }
+    let share = |with: &str| {
+        let patch = format!("{{\"spec\": {{\"sharedWith\": {with}}}}}");
+        cluster.kubectl(&["patch", "dataset", "shared", "--namespace", NAMESPACE, "--type=merge", "--patch", &patch])
+    };
+    share(&format!("{{\"namespaces\": [\"{OTHER_NAMESPACE}\"]}}"))?;
+    for name in names {
+        let ended = cluster.wait_pod(OTHER_NAMESPACE, name, "Succeeded", POD_LIMIT)?;
+        ensure!(ended["status"]["containerStatuses"][0]["restartCount"] == 0, "{name}: {}", ended["status"]);
+        check_sums(name, &cluster.logs(OTHER_NAMESPACE, name, "main")?, &expected, 1)?;
+        cluster.kubectl(&["delete", "pod", name, "--namespace", OTHER_NAMESPACE])?;
+    }
+    // What is taken back holds for pods that come later.
+    share("null")?;
+    let volume = Volume::inline("/data", &format!("dataset: shared, namespace: {NAMESPACE}"));
+    cluster.apply(&pod(OTHER_NAMESPACE, "too-late", "node-2", &command, &[volume]))?;
+    wait_refused(cluster, "too-late")?;
+    cluster.kubectl(&["delete", "namespace", OTHER_NAMESPACE, "--timeout=90s"])?;
+    cluster.kubectl(&["delete", "persistentvolume", OWN_VOLUME, "--timeout=90s"]).map(drop)
+}
+
+const OWN_VOLUME: &str = "evaluation-shared";
+
+/// A volume as an administrator makes it for the claim of another namespace.
+fn own_volume(cluster: &Cluster) -> Result<String> {
+    let uid = cluster.kubectl(&[
+        "get",
+        "dataset",
+        "shared",
+        "--namespace",
+        NAMESPACE,
+        "--output=jsonpath={.metadata.uid}",
+    ])?;
+    Ok(format!(
+        "
+apiVersion: v1
+kind: PersistentVolume
+metadata: {{name: {OWN_VOLUME}}}
+spec:
+  accessModes: [ReadOnlyMany]
+  capacity: {{storage: 1Gi}}
+  claimRef: {{namespace: {OTHER_NAMESPACE}, name: shared}}
+  csi: {{driver: csi.forebay.dev, volumeHandle: {uid}/evaluation, volumeAttributes: {{namespace: {NAMESPACE}, dataset: shared}}}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {{name: shared, namespace: {OTHER_NAMESPACE}}}
+spec: {{accessModes: [ReadOnlyMany], storageClassName: '', volumeName: {OWN_VOLUME}, resources: {{requests: {{storage: 1Gi}}}}}}
+"
+    ))
+}
+
+/// Waits until a pod's events say that the Dataset is not shared with its namespace, and what to do.
+fn wait_refused(cluster: &Cluster, name: &str) -> Result<()> {
+    wait_until(&format!("an event of pod {name} to say why it waits"), LIMIT, || {
+        let selector = format!("--field-selector=involvedObject.name={name},reason=FailedMount");
+        let output = "--output=jsonpath={.items[*].message}";
+        let events = cluster.kubectl(&["get", "events", "--namespace", OTHER_NAMESPACE, &selector, output])?;
+        let reason = format!("not shared with namespace {OTHER_NAMESPACE}: its owner must add that to spec.sharedWith");
+        ensure!(events.contains(&reason), "its events: {events}");
+        Ok(())
+    })?;
+    let phase = cluster.get(&["pod", name, "--namespace", OTHER_NAMESPACE])?["status"]["phase"].clone();
+    ensure!(phase == "Pending", "{name} is refused and {phase}");
     Ok(())
 }
