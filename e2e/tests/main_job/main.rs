@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod deletion;
+mod memory;
 mod pool;
 mod reading;
 mod survival;
@@ -54,6 +55,10 @@ fn main() -> ExitCode {
                 run: pool::a_node_that_is_not_wanted_hands_over_and_goes,
             },
             Scenario { name: "a_damaged_file_is_told_and_healed", run: pool::a_damaged_file_is_told_and_healed },
+            Scenario {
+                name: "memory_before_a_disk_serves_right_bytes_and_is_left_empty",
+                run: memory::memory_before_disk_serves_right_bytes,
+            },
             Scenario {
                 name: "bad_input_gives_a_reason_within_30_s_and_heals_without_a_restart",
                 run: bad_input::bad_input_is_explained_and_heals,
