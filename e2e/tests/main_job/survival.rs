@@ -9,7 +9,7 @@ use forebay_e2e::{Cluster, S3Server, forebay, wait_until};
 use crate::tenant::{NAMESPACE, bytes, check_reader, dataset, expected_sums, reader};
 
 /// Files of the set: enough that reading takes longer than all the kills.
-const FILES: u32 = 600;
+const FILES: u32 = 1500;
 /// Bytes of each; 3 % of them are many chunks long.
 const SMALL: usize = 150_000;
 const LARGE: usize = 9_000_000;
