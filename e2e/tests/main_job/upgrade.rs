@@ -21,22 +21,31 @@ const COLD_CAPACITY: &str = "24Mi";
 const BLOCKS: u64 = 16 * 1024;
 const BLOCK_SIZE: usize = 4096;
 
+/// More reads than a pass over all files has.
+const PASS: u64 = 10 * (COMPLETE.0 + COLD.0);
+
 /// Time for a pod to start reading, or to read on. A daemon's pod takes some seconds to be replaced.
 const LIMIT: Duration = Duration::from_secs(90);
-/// The longest that one read may take, in seconds: the time from a daemon's end to the start of the next one.
-const LONGEST_READ: f64 = 60.0;
+/// The longest that one call may take, in seconds: the time from a daemon's end to the start of the next one.
+const LONGEST_CALL: f64 = 60.0;
 
-/// Reads and verifies until it is told to stop; any error of a read ends it with a failure. Writes after each pass how many reads there were, and the
-/// seconds that the longest took. Files are named by their sums. Pages are dropped, so that each read is one of the file system.
+/// Reads and verifies until it is told to stop; any error of a call ends it with a failure. Writes after each file how many reads there were, and the
+/// seconds that the longest call took. Files are named by their sums. Pages are dropped, so that each read is one of the file system. A file stays open
+/// that was complete at its open, and another one that was not, which the daemon serves until it is closed.
 const READER: &str = r#"
 import hashlib, os, random, sys, time
+complete_files, cold_files, blocks = map(int, sys.argv[1:])
 reads, longest = 0, 0.0
-def read(fd, size, offset):
-    global reads, longest
+def timed(call, *arguments):
+    global longest
     start = time.monotonic()
-    part = os.pread(fd, size, offset)
-    reads, longest = reads + 1, max(longest, time.monotonic() - start)
-    return part
+    answer = call(*arguments)
+    longest = max(longest, time.monotonic() - start)
+    return answer
+def read(fd, size, offset):
+    global reads
+    reads += 1
+    return timed(os.pread, fd, size, offset)
 def verify(fd, path):
     found, offset = hashlib.sha256(), 0
     while part := read(fd, 1 << 20, offset):
@@ -45,24 +54,27 @@ def verify(fd, path):
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     if found.hexdigest() != os.path.basename(path):
         sys.exit(f"{path} has the sum {found.hexdigest()}")
+def verify_path(path):
+    fd = timed(os.open, path, os.O_RDONLY)
+    verify(fd, path)
+    os.close(fd)
 def files(folder, count):
-    names = os.listdir(folder)
+    names = timed(os.listdir, folder)
     if len(names) != count:
         sys.exit(f"{folder} has {len(names)} files")
     return [f"{folder}/{name}" for name in names]
-open_complete = files("/warm/complete", int(sys.argv[1]))[0]
-complete = os.open(open_complete, os.O_RDONLY)
-blocks = os.open("/warm/open/blocks.bin", os.O_RDONLY)
+open_file = os.open("/warm/open/blocks.bin", os.O_RDONLY)
+for path in files("/warm/complete", complete_files):
+    verify_path(path)
+complete = os.open(path, os.O_RDONLY)
 while not os.path.exists("/control/stop"):
-    for path in files("/warm/complete", int(sys.argv[1])) + files("/cold", int(sys.argv[2])):
-        fd = os.open(path, os.O_RDONLY)
-        verify(fd, path)
-        os.close(fd)
-        verify(complete, open_complete)
-        block = random.randrange(int(sys.argv[3]))
-        if read(blocks, 4096, block * 4096) != hashlib.sha256(block.to_bytes(8, "little")).digest() * 128:
+    for each in files("/warm/complete", complete_files) + files("/cold", cold_files):
+        verify_path(each)
+        verify(complete, path)
+        block = random.randrange(blocks)
+        if read(open_file, 4096, block * 4096) != hashlib.sha256(block.to_bytes(8, "little")).digest() * 128:
             sys.exit(f"block {block} has other bytes")
-        os.posix_fadvise(blocks, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(open_file, 0, 0, os.POSIX_FADV_DONTNEED)
         print(reads, f"{longest:.2f}", flush=True)
 "#;
 
@@ -93,10 +105,9 @@ pub fn no_read_fails_while_daemon_sets_are_replaced(cluster: &Cluster) -> Result
         let volumes = [Volume::claim("/warm", "rolled"), Volume::claim("/cold", "rolled-cold"), stop];
         cluster.apply(&pod(NAMESPACE, name, node, &command, &volumes))?;
     }
-    // A pass over everything is behind it: what is to be complete on its node is.
-    let pass = 2 * (COMPLETE.0 + COLD.0);
+    // A pass over everything is behind them: what is to be complete on their nodes is.
     for (name, _) in readers {
-        wait_reads(cluster, name, 10 * pass)?;
+        wait_reads(cluster, name, 2 * PASS)?;
     }
 
     // The last values change the templates of both, so that plugin and daemon of a node may go at once.
@@ -120,10 +131,10 @@ pub fn no_read_fails_while_daemon_sets_are_replaced(cluster: &Cluster) -> Result
         for ((name, _), before) in readers.iter().zip(&reads) {
             let during = progress(cluster, name)?;
             ensure!(during.reads > before.reads, "{name} read nothing while {what} were replaced");
-            // More than one pass after all pods are new.
-            let after = wait_reads(cluster, name, during.reads + 10 * pass)?;
+            // More than a pass after all pods are new.
+            let after = wait_reads(cluster, name, during.reads + 2 * PASS)?;
             println!(
-                "{name}: {} reads while {what} were replaced; longest read so far {:.2} s",
+                "{name}: {} reads while {what} were replaced; longest call so far {:.2} s",
                 during.reads - before.reads,
                 after.longest
             );
@@ -133,7 +144,7 @@ pub fn no_read_fails_while_daemon_sets_are_replaced(cluster: &Cluster) -> Result
     for (name, _) in readers {
         cluster.wait_pod(NAMESPACE, name, "Succeeded", LIMIT)?;
         let longest = progress(cluster, name)?.longest;
-        ensure!(longest < LONGEST_READ, "a read of {name} took {longest} s");
+        ensure!(longest < LONGEST_CALL, "a call of {name} took {longest} s");
         cluster.kubectl(&["delete", "pod", name, "--namespace", NAMESPACE])?;
     }
     fs::remove_dir_all(&control).with_context(|| format!("removing {}", control.display()))
@@ -163,7 +174,7 @@ fn pods_of(cluster: &Cluster, component: &str) -> Result<BTreeSet<String>> {
     Ok(listed.split_whitespace().map(str::to_owned).collect())
 }
 
-/// What a reader said last. One that failed is an error at once.
+/// What a reader said last; why it ended, if it failed.
 fn progress(cluster: &Cluster, reader: &str) -> Result<Progress> {
     let log = cluster.kubectl(&["logs", "--namespace", NAMESPACE, reader, "--tail=3"])?;
     let last = log.lines().last().unwrap_or_default();
