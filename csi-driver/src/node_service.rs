@@ -32,7 +32,7 @@ impl From<NodeError> for Status {
                 Self::failed_precondition(message)
             }
             NodeError::NotFound(_) => Self::not_found(message),
-            NodeError::Denied(_) | NodeError::Resolve(ResolveError::Denied(_)) => Self::permission_denied(message),
+            NodeError::Resolve(ResolveError::Denied(_)) => Self::permission_denied(message),
             NodeError::NotYet(_)
             | NodeError::NotServed(_)
             | NodeError::Resolve(

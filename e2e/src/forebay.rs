@@ -75,24 +75,34 @@ pub fn shared_folder(cluster: &Cluster) -> PathBuf {
 
 /// Installs the chart and waits until everything it installs is ready.
 pub fn install(cluster: &Cluster) -> Result<()> {
+    upgrade(cluster, "").context("installing the chart")
+}
+
+/// Upgrades the chart, or installs it, with these values beside the tests' own (as for `--set`), and waits until every DaemonSet has replaced all of
+/// its pods that these values change.
+pub fn upgrade(cluster: &Cluster, values: &str) -> Result<()> {
     let shared = shared_folder(cluster);
     fs::create_dir_all(&shared).with_context(|| format!("making {}", shared.display()))?;
     let chart = paths::repository().join("charts/forebay").display().to_string();
-    cluster
-        .helm(&[
-            "upgrade",
-            "--install",
-            "forebay",
-            &chart,
-            "--namespace",
-            SYSTEM_NAMESPACE,
-            "--create-namespace",
-            "--set=image.repository=forebay,image.tag=dev,image.pullPolicy=Never",
-            &format!("--set=fileSourceRoots={{{}}}", shared.display()),
-            "--wait",
-            "--timeout=120s",
-        ])
-        .context("installing the chart")?;
+    cluster.helm(&[
+        "upgrade",
+        "--install",
+        "forebay",
+        &chart,
+        "--namespace",
+        SYSTEM_NAMESPACE,
+        "--create-namespace",
+        "--set=image.repository=forebay,image.tag=dev,image.pullPolicy=Never",
+        &format!("--set=fileSourceRoots={{{}}}", shared.display()),
+        &format!("--set={values}"),
+        "--wait",
+        "--timeout=120s",
+    ])?;
+    // Helm is content when only as many of a DaemonSet's pods are missing as may be.
+    for daemon_set in ["daemonset/forebay-csi", "daemonset/forebay-fuse"] {
+        let namespace = format!("--namespace={SYSTEM_NAMESPACE}");
+        cluster.kubectl(&["rollout", "status", daemon_set, &namespace, "--timeout=120s"])?;
+    }
     Ok(())
 }
 

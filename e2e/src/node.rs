@@ -24,6 +24,8 @@ const OWN_FOLDERS: &[(&str, &str, bool)] = &[
     ("containerd", "/var/lib/containerd", true),
     ("kubelet", "/var/lib/kubelet", true),
     ("forebay", "/var/lib/forebay", true),
+    // A cluster's run folder is on a tmpfs, as the chart's memoryRoot must be.
+    ("memory", "/dev/shm/forebay", false),
     ("cni", "/var/lib/cni", false),
     ("pod-logs", "/var/log/pods", true),
     ("container-logs", "/var/log/containers", true),

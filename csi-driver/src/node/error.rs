@@ -17,9 +17,6 @@ pub enum NodeError {
     /// The volume is not staged, or not mounted where the call says.
     #[error("{0}")]
     NotFound(String),
-    /// The pod may not mount it.
-    #[error("{0}")]
-    Denied(String),
     /// Trying again later may help.
     #[error("{0}")]
     NotYet(String),

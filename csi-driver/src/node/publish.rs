@@ -18,14 +18,11 @@ impl Shared {
         target: &Path,
         pod: Option<Pod>,
     ) -> Result<(), NodeError> {
-        let volume = self
+        let mut volume = self
             .staged(id, staging_path)?
             .ok_or_else(|| NodeError::Invalid(format!("volume {id} is not staged at {}", staging_path.display())))?;
         if let Some(pod) = pod.as_ref().filter(|pod| !volume.may_be_used_in(&pod.namespace)) {
-            return Err(NodeError::Denied(format!(
-                "Dataset {} is not shared with namespace {}: its owner must add that to spec.sharedWith.namespaces, then delete the pod",
-                volume.dataset, pod.namespace
-            )));
+            self.ask_who_may_use(&mut volume, pod).await?;
         }
         if !self.is_served(&volume) {
             Arc::clone(&self).restore(volume.clone()).await?;
@@ -42,6 +39,22 @@ impl Shared {
             self.record(&volume)?;
         }
         Ok(())
+    }
+
+    /// The record is as old as the staging, and the Dataset may have been shared since: the kubelet does not stage anew for a pod that was refused.
+    async fn ask_who_may_use(&self, volume: &mut Volume, pod: &Pod) -> Result<(), NodeError> {
+        let (namespace, dataset) = volume.dataset.split_once('/').unwrap_or_default();
+        let attributes = Attributes {
+            namespace: Some(namespace.to_owned()),
+            dataset: dataset.to_owned(),
+            pod: Some(pod.clone()),
+            inline: volume.inline,
+            ..Attributes::default()
+        };
+        // Refuses by itself a pod that may still not.
+        let target = self.datasets.resolve(&volume.id, &attributes, &self.paths).await?;
+        volume.shared_with = target.shared_with;
+        self.record(volume)
     }
 
     /// An inline volume is staged for its pod alone.

@@ -61,7 +61,15 @@ pub fn deleting_everything_leaves_nothing(cluster: &Cluster) -> Result<()> {
                 bail!("a mount is left: {mount}");
             }
             // What the plugin tells about itself stays as long as the plugin.
-            let files = ["/var/lib/forebay", "-type", "f", "-not", "-path", "/var/lib/forebay/run/mount-mode"];
+            let files = [
+                "/var/lib/forebay",
+                "/dev/shm/forebay",
+                "-type",
+                "f",
+                "-not",
+                "-path",
+                "/var/lib/forebay/run/mount-mode",
+            ];
             let files = text(&mut node.command("find", &files))?;
             ensure!(files.is_empty(), "files are left: {files}");
             Ok(())

@@ -2,10 +2,13 @@
 
 mod bad_input;
 mod deletion;
+mod memory;
 mod pool;
 mod reading;
 mod survival;
 mod tenant;
+mod upgrade;
+mod volumes;
 
 use std::process::ExitCode;
 
@@ -32,6 +35,18 @@ fn main() -> ExitCode {
                 run: survival::no_read_fails_while_parts_are_killed,
             },
             Scenario {
+                name: "no_read_fails_while_an_upgrade_replaces_plugins_and_daemons",
+                run: upgrade::no_read_fails_while_daemon_sets_are_replaced,
+            },
+            Scenario {
+                name: "a_pod_has_datasets_inline_by_claim_and_by_sub_path_at_once",
+                run: volumes::a_pod_has_a_dataset_in_every_way_at_once,
+            },
+            Scenario {
+                name: "a_pod_of_another_namespace_waits_until_a_dataset_is_shared",
+                run: volumes::another_namespace_waits_until_a_dataset_is_shared,
+            },
+            Scenario {
                 name: "what_is_to_be_everywhere_crosses_the_line_once",
                 run: pool::what_is_to_be_everywhere_crosses_the_line_once,
             },
@@ -40,6 +55,10 @@ fn main() -> ExitCode {
                 run: pool::a_node_that_is_not_wanted_hands_over_and_goes,
             },
             Scenario { name: "a_damaged_file_is_told_and_healed", run: pool::a_damaged_file_is_told_and_healed },
+            Scenario {
+                name: "memory_before_a_disk_serves_right_bytes_and_is_left_empty",
+                run: memory::memory_before_disk_serves_right_bytes,
+            },
             Scenario {
                 name: "bad_input_gives_a_reason_within_30_s_and_heals_without_a_restart",
                 run: bad_input::bad_input_is_explained_and_heals,

@@ -10,7 +10,7 @@ use forebay_e2e::command::{run, text};
 use forebay_e2e::{Cluster, S3Server, forebay, wait_until};
 use serde_json::Value;
 
-use crate::tenant::{NAMESPACE, Sums, check_reader, dataset, expected_sums, reader, sum_script};
+use crate::tenant::{NAMESPACE, Sums, bytes, check_reader, dataset, expected_sums, reader, sum_script};
 
 /// Time for a load, a drain, or a change of members. Generous: these machines are shared.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -37,15 +37,8 @@ fn fill(s3: &S3Server, bucket: &str) -> Result<(Sums, u64)> {
     expected_sums(folder.path(), "")
 }
 
-/// Cheap bytes that differ between files and within each.
 fn write(path: &Path, seed: u64, size: usize) -> Result<()> {
-    let mut state = seed + 1;
-    let next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 56) as u8
-    };
-    let content: Vec<u8> = std::iter::repeat_with(next).take(size).collect();
-    fs::write(path, content).with_context(|| format!("writing {}", path.display()))
+    fs::write(path, bytes(seed, size)).with_context(|| format!("writing {}", path.display()))
 }
 
 /// Applies a Dataset of a bucket that is loaded ahead and waits until all of it is there; its status.

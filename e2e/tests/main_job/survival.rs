@@ -6,10 +6,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use forebay_e2e::{Cluster, S3Server, forebay, wait_until};
 
-use crate::tenant::{NAMESPACE, check_reader, dataset, expected_sums, reader};
+use crate::tenant::{NAMESPACE, bytes, check_reader, dataset, expected_sums, reader};
 
 /// Files of the set: enough that reading takes longer than all the kills.
-const FILES: u32 = 600;
+const FILES: u32 = 1500;
 /// Bytes of each; 3 % of them are many chunks long.
 const SMALL: usize = 150_000;
 const LARGE: usize = 9_000_000;
@@ -23,15 +23,7 @@ pub fn no_read_fails_while_parts_are_killed(cluster: &Cluster) -> Result<()> {
     let folder = tempfile::tempdir_in("/dev/shm")?;
     for number in 0..FILES {
         let size = if number % 33 == 0 { LARGE } else { SMALL };
-        // Cheap bytes that differ between files and within each.
-        let mut state = u64::from(number) + 1;
-        let content: Vec<u8> = std::iter::repeat_with(|| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 56) as u8
-        })
-        .take(size)
-        .collect();
-        fs::write(folder.path().join(format!("{number:04}.bin")), content)?;
+        fs::write(folder.path().join(format!("{number:04}.bin")), bytes(u64::from(number), size))?;
     }
     s3.upload("survival", "", folder.path())?;
     let (expected, _) = expected_sums(folder.path(), "")?;

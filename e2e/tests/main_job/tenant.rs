@@ -37,14 +37,49 @@ spec: {{runtimeRef: {{name: {}, namespace: {}}}, mounts: [{}]{rest}}}
     )
 }
 
-/// A pod on `node` that runs a shell script with the Dataset at /data.
-pub fn reader(name: &str, node: &str, dataset: &str, script: &str) -> String {
-    let script = serde_json::to_string(script).unwrap_or_default();
+/// A volume of a pod and where its container sees it.
+pub struct Volume<'a> {
+    /// Where it is mounted.
+    pub path: &'a str,
+    /// What it is, as a flow mapping's inside.
+    pub source: String,
+    /// The folder of it that is mounted; empty for all.
+    pub sub_path: &'a str,
+}
+
+impl<'a> Volume<'a> {
+    /// All of a claim.
+    pub fn claim(path: &'a str, claim: &str) -> Self {
+        Self { path, source: format!("persistentVolumeClaim: {{claimName: {claim}}}"), sub_path: "" }
+    }
+
+    /// An inline volume with these attributes, as a flow mapping's inside.
+    pub fn inline(path: &'a str, attributes: &str) -> Self {
+        let source = format!("csi: {{driver: csi.forebay.dev, readOnly: true, volumeAttributes: {{{attributes}}}}}");
+        Self { path, source, sub_path: "" }
+    }
+}
+
+/// A pod on `node` that runs a command in the training image with these volumes.
+pub fn pod(namespace: &str, name: &str, node: &str, command: &[&str], volumes: &[Volume<'_>]) -> String {
+    let command = serde_json::json!(command);
+    let mounts: Vec<String> = volumes
+        .iter()
+        .enumerate()
+        .map(|(number, Volume { path, sub_path, .. })| {
+            format!("{{name: volume-{number}, mountPath: {path}, subPath: '{sub_path}'}}")
+        })
+        .collect();
+    let sources: Vec<String> = volumes
+        .iter()
+        .enumerate()
+        .map(|(number, Volume { source, .. })| format!("{{name: volume-{number}, {source}}}"))
+        .collect();
     format!(
         "
 apiVersion: v1
 kind: Pod
-metadata: {{name: {name}, namespace: {NAMESPACE}}}
+metadata: {{name: {name}, namespace: {namespace}}}
 spec:
   nodeSelector: {{kubernetes.io/hostname: {node}}}
   restartPolicy: Never
@@ -55,13 +90,29 @@ spec:
   - name: main
     image: forebay-train:dev
     imagePullPolicy: Never
-    command: [sh, -c, {script}]
-    volumeMounts: [{{name: data, mountPath: /data}}]
-  volumes:
-  - name: data
-    persistentVolumeClaim: {{claimName: {dataset}}}
-"
+    command: {command}
+    volumeMounts: [{}]
+  volumes: [{}]
+",
+        mounts.join(", "),
+        sources.join(", ")
     )
+}
+
+/// A pod on `node` that runs a shell script with the Dataset at /data.
+pub fn reader(name: &str, node: &str, dataset: &str, script: &str) -> String {
+    pod(NAMESPACE, name, node, &["sh", "-c", script], &[Volume::claim("/data", dataset)])
+}
+
+/// Cheap bytes that differ between seeds and within each.
+pub fn bytes(seed: u64, size: usize) -> Vec<u8> {
+    let mut state = seed + 1;
+    std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    })
+    .take(size)
+    .collect()
 }
 
 /// Prints the sum of every file, once per pass.
