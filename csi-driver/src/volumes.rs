@@ -45,9 +45,6 @@ pub struct Volume {
     /// The folder of the tree that pods see; empty for all of it.
     #[serde(default)]
     pub path: PathBuf,
-    /// Namespaces, beside the Dataset's own, whose pods may mount it.
-    #[serde(default)]
-    pub shared_with: Vec<String>,
     /// An inline volume of one pod: staged when it is published, and gone with it.
     #[serde(default)]
     pub inline: bool,
@@ -79,10 +76,9 @@ pub struct Pod {
 }
 
 impl Volume {
-    /// Whether pods of a namespace may mount it.
-    pub fn may_be_used_in(&self, namespace: &str) -> bool {
-        let own = self.dataset.split('/').next();
-        own == Some(namespace) || self.shared_with.iter().any(|shared| shared == namespace)
+    /// Namespace and name of the Dataset.
+    pub fn dataset_name(&self) -> (&str, &str) {
+        self.dataset.split_once('/').unwrap_or_default()
     }
 }
 
@@ -210,17 +206,9 @@ mod tests {
             files: 1,
             bytes: 2,
             path: PathBuf::new(),
-            shared_with: vec!["b".into()],
             inline: false,
             published: BTreeMap::new(),
         }
-    }
-
-    #[test]
-    fn pods_of_the_own_namespace_and_of_those_it_is_shared_with_may_use_a_volume() {
-        let volume = volume("v");
-        assert!(volume.may_be_used_in("training") && volume.may_be_used_in("b"));
-        assert!(!volume.may_be_used_in("images") && !volume.may_be_used_in(""));
     }
 
     #[test]

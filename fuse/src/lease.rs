@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::ops::Range;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use forebay_protocol::local::{Ensure, FailureKind, Open, request::Call, response};
@@ -17,6 +17,9 @@ use crate::registry::Found;
 
 /// How long a read waits for a cache node that is away.
 pub const NODE_PATIENCE: Duration = Duration::from_secs(120);
+
+/// The kernel asks again for a page whose read-ahead has failed; the reader has waited long enough by then.
+const ASKED_AGAIN: Duration = Duration::from_secs(1);
 
 /// How long a failure that may pass is asked about again: a node that is starting has no catalog yet, one that is ending has closed its store.
 const SETTLING: Duration = Duration::from_secs(20);
@@ -90,6 +93,8 @@ pub struct OpenObject {
     state: RwLock<State>,
     /// Held while a lease is being asked for, so that it is asked for once.
     opening: tokio::sync::Mutex<()>,
+    /// When a read last gave the node up.
+    gave_up: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug, Default)]
@@ -110,7 +115,7 @@ struct Lease {
 impl OpenObject {
     /// Knows nothing yet.
     pub fn new(found: Found) -> Self {
-        Self { found, state: RwLock::default(), opening: tokio::sync::Mutex::default() }
+        Self { found, state: RwLock::default(), opening: tokio::sync::Mutex::default(), gave_up: Mutex::default() }
     }
 
     /// Reads a range that is known to be present and in memory. `None`: it has to be asked for, or waited for.
@@ -167,8 +172,13 @@ impl OpenObject {
     where
         F: Future<Output = Result<T, Attempt>>,
     {
-        let away = || ReadError::NodeAway { socket: self.found.catalog.node.path().display().to_string() };
-        let mut deadline = Instant::now() + NODE_PATIENCE;
+        let gave_up = || self.gave_up.lock().unwrap_or_else(PoisonError::into_inner);
+        let away = || {
+            *gave_up() = Some(Instant::now());
+            ReadError::NodeAway { socket: self.found.catalog.node.path().display().to_string() }
+        };
+        let asked_again = gave_up().is_some_and(|at| at.elapsed() < ASKED_AGAIN);
+        let mut deadline = Instant::now() + if asked_again { Duration::ZERO } else { NODE_PATIENCE };
         let mut settled_by = None;
         let mut lost_before = false;
         loop {

@@ -18,11 +18,14 @@ impl Shared {
         target: &Path,
         pod: Option<Pod>,
     ) -> Result<(), NodeError> {
-        let mut volume = self
+        let volume = self
             .staged(id, staging_path)?
             .ok_or_else(|| NodeError::Invalid(format!("volume {id} is not staged at {}", staging_path.display())))?;
-        if let Some(pod) = pod.as_ref().filter(|pod| !volume.may_be_used_in(&pod.namespace)) {
-            self.ask_who_may_use(&mut volume, pod).await?;
+        // A pod that has it keeps it.
+        if let Some(pod) = &pod
+            && !is_shown_at(&volume, target)?
+        {
+            self.check_shared(&volume, pod).await?;
         }
         if !self.is_served(&volume) {
             Arc::clone(&self).restore(volume.clone()).await?;
@@ -41,9 +44,13 @@ impl Shared {
         Ok(())
     }
 
-    /// The record is as old as the staging, and the Dataset may have been shared since: the kubelet does not stage anew for a pod that was refused.
-    async fn ask_who_may_use(&self, volume: &mut Volume, pod: &Pod) -> Result<(), NodeError> {
-        let (namespace, dataset) = volume.dataset.split_once('/').unwrap_or_default();
+    /// Refuses a pod of a namespace that the Dataset is not shared with now: that may have changed since the volume was staged, and the kubelet
+    /// does not stage anew.
+    async fn check_shared(&self, volume: &Volume, pod: &Pod) -> Result<(), NodeError> {
+        let (namespace, dataset) = volume.dataset_name();
+        if pod.namespace == namespace {
+            return Ok(());
+        }
         let attributes = Attributes {
             namespace: Some(namespace.to_owned()),
             dataset: dataset.to_owned(),
@@ -51,10 +58,8 @@ impl Shared {
             inline: volume.inline,
             ..Attributes::default()
         };
-        // Refuses by itself a pod that may still not.
-        let target = self.datasets.resolve(&volume.id, &attributes, &self.paths).await?;
-        volume.shared_with = target.shared_with;
-        self.record(volume)
+        self.datasets.resolve(&volume.id, &attributes, &self.paths).await?;
+        Ok(())
     }
 
     /// An inline volume is staged for its pod alone.

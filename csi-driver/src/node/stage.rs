@@ -60,7 +60,6 @@ impl Shared {
             files: summary.files,
             bytes: summary.bytes,
             path: attributes.path.clone(),
-            shared_with: target.shared_with.clone(),
             inline: attributes.inline,
             published: BTreeMap::new(),
         };

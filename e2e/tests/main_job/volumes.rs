@@ -111,11 +111,24 @@ pub fn another_namespace_waits_until_a_dataset_is_shared(cluster: &Cluster) -> R
         check_sums(name, &cluster.logs(OTHER_NAMESPACE, name, "main")?, &expected, 1)?;
         cluster.kubectl(&["delete", "pod", name, "--namespace", OTHER_NAMESPACE])?;
     }
-    // What is taken back holds for pods that come later.
+    // What is taken back holds for pods that come later, also where a pod that has it goes on.
+    cluster.apply(&pod(
+        OTHER_NAMESPACE,
+        "goes-on",
+        "node-2",
+        &["sleep", "1000"],
+        &[Volume::claim("/data", "shared")],
+    ))?;
+    cluster.wait_pod(OTHER_NAMESPACE, "goes-on", "Running", POD_LIMIT)?;
     share("null")?;
-    let volume = Volume::inline("/data", &format!("dataset: shared, namespace: {NAMESPACE}"));
-    cluster.apply(&pod(OTHER_NAMESPACE, "too-late", "node-2", &command, &[volume]))?;
-    wait_refused(cluster, "too-late")?;
+    let late = [
+        ("too-late-inline", Volume::inline("/data", &format!("dataset: shared, namespace: {NAMESPACE}"))),
+        ("too-late-by-claim", Volume::claim("/data", "shared")),
+    ];
+    for (name, volume) in late {
+        cluster.apply(&pod(OTHER_NAMESPACE, name, "node-2", &command, &[volume]))?;
+        wait_refused(cluster, name)?;
+    }
     cluster.kubectl(&["delete", "namespace", OTHER_NAMESPACE, "--timeout=90s"])?;
     cluster.kubectl(&["delete", "persistentvolume", OWN_VOLUME, "--timeout=90s"]).map(drop)
 }
