@@ -18,9 +18,9 @@ pub const SILENCE: Duration = Duration::from_secs(8 * 60);
 /// Runs `cargo test` (or another parent of runners) and hands over each line of its output. Runners that say nothing for `silence` are killed with
 /// all processes and mounts that they made: they end as failed, and the parent goes on with the next. Gives whether all ended well.
 pub fn lines(parent: &mut Command, silence: Duration, mut show: impl FnMut(&str)) -> Result<bool> {
-    // What a killed runner leaves behind becomes our child, and can be found.
-    nix::sys::prctl::set_child_subreaper(true).context("becoming the parent of orphans")?;
     let mounts_before = mount_points()?;
+    let mark = unique();
+    parent.env(RUN, &mark);
     let mut running = parent.stdout(Stdio::piped()).spawn().context("starting the tests")?;
     let output = BufReader::new(running.stdout.take().context("the tests have no output")?);
     let (send, received) = sync_channel(64);
@@ -31,7 +31,7 @@ pub fn lines(parent: &mut Command, silence: Duration, mut show: impl FnMut(&str)
             Ok(line) => show(&line),
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {
-                let hung: Vec<u32> = descendants(std::process::id()).into_iter().filter(|pid| *pid != parent).collect();
+                let hung: Vec<u32> = processes_of(&mark).into_iter().filter(|pid| *pid != parent).collect();
                 eprintln!(
                     "== nothing was printed for {} s; the tests' threads, and what they wait for:",
                     silence.as_secs()
@@ -59,17 +59,24 @@ pub fn lines(parent: &mut Command, silence: Duration, mut show: impl FnMut(&str)
     Ok(status.success())
 }
 
-/// All processes below one, parents first.
-fn descendants(root: u32) -> Vec<u32> {
-    let mut found = vec![root];
-    let mut next = 0;
-    while let Some(pid) = found.get(next) {
-        let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-        let children = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
-        found.extend(children.collect::<String>().split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
-        next += 1;
-    }
-    found.split_off(1)
+/// Tells this run's processes from all others, whoever their parent is by now: they inherit it.
+const RUN: &str = "FOREBAY_TEST_RUN";
+
+fn unique() -> String {
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
+    format!("{}-{now}", std::process::id())
+}
+
+/// All processes of the run with this mark.
+fn processes_of(mark: &str) -> Vec<u32> {
+    let mark = format!("{RUN}={mark}");
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let belongs = |pid: &u32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
+    };
+    pids.filter(belongs).collect()
 }
 
 /// Prints a process and where in the kernel each of its threads is (which root alone may see).
@@ -97,16 +104,21 @@ mod tests {
 
     #[test]
     fn a_runner_that_hangs_is_ended_with_its_children_and_the_next_one_runs() {
-        let script = "echo first; sh -c 'sleep 1000 & sleep 1001'; echo second $?";
+        // One of what it leaves has lost its parent.
+        let script =
+            "echo first; sh -c '(sleep 1000 >/dev/null &); echo $FOREBAY_TEST_RUN; sleep 1001'; echo second $?";
         let mut seen = Vec::new();
         let well =
             lines(&mut command("sh", ["-c", script]), Duration::from_millis(500), |line| seen.push(line.to_owned()));
         assert!(well.unwrap());
         // 137: ended by SIGKILL.
-        assert_eq!(seen, ["first", "second 137"]);
-        let left = descendants(std::process::id());
-        let alive =
-            left.iter().filter(|pid| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty()));
-        assert_eq!(alive.count(), 0, "{left:?}");
+        assert_eq!((seen[0].as_str(), seen[2].as_str()), ("first", "second 137"));
+        let mark = &seen[1];
+        let began = std::time::Instant::now();
+        // A process that was killed still has to end.
+        while !processes_of(mark).is_empty() {
+            assert!(began.elapsed() < Duration::from_secs(10), "{:?}", processes_of(mark));
+            std::thread::yield_now();
+        }
     }
 }
