@@ -177,7 +177,8 @@ pub struct DatasetCache {
     /// Share of the Dataset's bytes that is cached, rounded down.
     pub percent: i64,
     /// Share of the bytes readers asked for that a cache node had before they asked, over the last hour: `97.3%`. Absent until something was
-    /// read. Files that are wholly cached on the reader's node are read by the kernel alone and are not counted.
+    /// read. Files that are wholly cached on the reader's node are read by the kernel alone
+    /// and count by a sample of their opens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hit_ratio: Option<String>,
     /// Bytes read from the sources since the cache nodes started, for readers and preloads.
