@@ -1,0 +1,174 @@
+//! What the broker knows: the session, the catalogs that are served, the daemons that are connected; and what each of them is told.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use forebay_fuse::passthrough::OpenTable;
+use forebay_protocol::broker::{Hello, Mounted, Serve, Stop, Tree, from_plugin};
+use rustix::fs::FileType;
+use tokio::sync::mpsc;
+
+use crate::registrar::{Folders, Registrations};
+
+/// Device number of /dev/fuse.
+const FUSE_DEVICE: (u32, u32) = (10, 229);
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) session: Session,
+    pub(super) catalogs: BTreeMap<(String, String), Catalog>,
+    pub(super) daemons: Vec<Daemon>,
+    pub(super) next_daemon: u64,
+}
+
+/// The object FUSE's session.
+#[derive(Clone, Debug, Default)]
+pub(super) enum Session {
+    /// Nothing is mounted.
+    #[default]
+    None,
+    /// It is mounted, by this process's predecessor; a daemon may still have the descriptor.
+    Awaited(String),
+    /// It is mounted and we hold it.
+    Held(String, Holding),
+}
+
+/// What we hold of a session.
+#[derive(Clone, Debug)]
+pub(super) struct Holding {
+    pub(super) fd: Arc<OwnedFd>,
+    /// Unless the kernel can't pass through.
+    pub(super) registrations: Option<Arc<Registrations>>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Catalog {
+    pub(super) table: Arc<OwnedFd>,
+    pub(super) node_socket: PathBuf,
+    pub(super) tree: Option<(Tree, Arc<OwnedFd>)>,
+    pub(super) objects: Folders,
+}
+
+/// A connected daemon.
+#[derive(Debug)]
+pub(super) struct Daemon {
+    pub(super) number: u64,
+    pub(super) outbox: mpsc::UnboundedSender<Outgoing>,
+    /// The session that it said it serves.
+    pub(super) serving: Option<String>,
+}
+
+/// A message and the descriptors that go with it.
+pub(super) type Outgoing = (from_plugin::Message, Vec<SharedFd>);
+
+/// A descriptor that is sent while somebody keeps it.
+#[derive(Clone, Debug)]
+pub(super) enum SharedFd {
+    File(Arc<OwnedFd>),
+    Opens(Arc<Registrations>),
+}
+
+impl AsFd for SharedFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::File(file) => file.as_fd(),
+            Self::Opens(registrations) => registrations.table().as_fd(),
+        }
+    }
+}
+
+impl Session {
+    pub(super) fn name(&self) -> Option<&str> {
+        match self {
+            Self::None => None,
+            Self::Awaited(name) | Self::Held(name, _) => Some(name),
+        }
+    }
+}
+
+impl Holding {
+    pub(super) fn new(fd: OwnedFd, table: Option<OpenTable>) -> Self {
+        let fd = Arc::new(fd);
+        let registrations = table.map(|table| Arc::new(Registrations::new(Arc::clone(&fd), table)));
+        Self { fd, registrations }
+    }
+
+    pub(super) fn fds(&self) -> Vec<SharedFd> {
+        let table = self.registrations.iter().cloned().map(SharedFd::Opens);
+        std::iter::once(SharedFd::File(Arc::clone(&self.fd))).chain(table).collect()
+    }
+}
+
+impl State {
+    pub(super) fn tell_all(&self, message: &from_plugin::Message, fds: &[SharedFd]) {
+        for daemon in &self.daemons {
+            // One that is going away is told when it comes back.
+            let _ = daemon.outbox.send((message.clone(), fds.to_owned()));
+        }
+    }
+
+    /// A daemon said hello: takes the descriptors if it brings those we miss, and says what the daemon has to be told.
+    pub(super) fn welcome(&mut self, hello: &Hello, fds: Vec<OwnedFd>) -> Vec<Outgoing> {
+        let mut fds = fds.into_iter();
+        let (fd, mut table) = (fds.next(), fds.next());
+        let brings = (!hello.session.is_empty()).then_some(hello.session.as_str());
+        if let (Session::Awaited(name), Some(fd)) = (&self.session, fd)
+            && brings == Some(name)
+            && is_fuse_device(&fd)
+        {
+            tracing::info!(session = name, "the daemon gave the session back");
+            let (name, holding) = (name.clone(), Holding::new(fd, table.take().and_then(table_of_daemon)));
+            // One that connected before it, as in a rolling update, waits for the descriptor.
+            self.tell_all(&from_plugin::Message::Serve(Serve { session: name.clone() }), &holding.fds());
+            self.session = Session::Held(name, holding);
+        }
+        // A worker has from the one that was killed what we have too.
+        if let (Session::Held(_, Holding { registrations: Some(registrations), .. }), Some(table)) =
+            (&self.session, table)
+        {
+            registrations.table().close(table);
+        }
+        let mut messages: Vec<_> = self
+            .catalogs
+            .iter()
+            .map(|((dataset_uid, catalog_id), catalog)| mounted_message(dataset_uid, catalog_id, catalog))
+            .collect();
+        if brings.is_some() && brings != self.session.name() {
+            messages.push((from_plugin::Message::Stop(Stop { session: hello.session.clone() }), Vec::new()));
+        }
+        if let Session::Held(name, holding) = &self.session {
+            let fds = if brings == Some(name) { Vec::new() } else { holding.fds() };
+            messages.push((from_plugin::Message::Serve(Serve { session: name.clone() }), fds));
+        }
+        messages
+    }
+}
+
+pub(super) fn mounted_message(dataset_uid: &str, catalog_id: &str, catalog: &Catalog) -> Outgoing {
+    let message = Mounted {
+        dataset_uid: dataset_uid.to_owned(),
+        catalog_id: catalog_id.to_owned(),
+        node_socket: catalog.node_socket.display().to_string(),
+        tree: catalog.tree.as_ref().map(|(tree, _)| *tree),
+    };
+    let image = catalog.tree.iter().map(|(_, image)| image);
+    let fds = std::iter::once(&catalog.table).chain(image).cloned().map(SharedFd::File).collect();
+    (from_plugin::Message::Mounted(message), fds)
+}
+
+/// The table that the daemon gave back. One of another version is of no use: without it all further files are read by the daemon.
+fn table_of_daemon(fd: OwnedFd) -> Option<OpenTable> {
+    OpenTable::from_fd(fd)
+        .inspect_err(|error| tracing::error!(%error, "files can't be passed through until the session ends"))
+        .ok()
+}
+
+/// Whether the daemon has not given us something else.
+fn is_fuse_device(fd: &OwnedFd) -> bool {
+    rustix::fs::fstat(fd).is_ok_and(|stat| {
+        let device = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && device == FUSE_DEVICE
+    })
+}
