@@ -249,7 +249,7 @@ impl Reader {
     async fn read(mut self, ids: impl Iterator<Item = &ObjectId>, bytes: &AtomicU64) -> anyhow::Result<()> {
         let mut buffer = Vec::new();
         for id in ids {
-            let open = Open { dataset_uid: UID.to_owned(), object_id: id.as_bytes().to_vec() };
+            let open = Open { dataset_uid: UID.to_owned(), object_id: id.as_bytes().to_vec(), ..Open::default() };
             let (Answer::Opened(opened), mut fds) = self.call(Call::Open(open)).await? else {
                 bail!("{id}: not opened")
             };

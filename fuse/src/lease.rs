@@ -160,7 +160,7 @@ impl OpenObject {
     }
 
     async fn read_once(&self, connection: Arc<Connection>, range: &Range<u64>) -> Result<Bytes, Attempt> {
-        let (lease, file) = self.lease(&connection).await?;
+        let (lease, file) = self.lease(&connection, range).await?;
         self.ensure(&lease, range).await?;
         let bytes = backing::read(file, range.start, (range.end - range.start) as usize).await?;
         // Without the lease the node may have punched a hole before we read: what we hold could be zeros.
@@ -211,8 +211,8 @@ impl OpenObject {
         state.file.clone().filter(|_| state.complete)
     }
 
-    /// The lease on this connection, and the file.
-    async fn lease(&self, connection: &Arc<Connection>) -> Result<(Lease, Arc<BackingFile>), Attempt> {
+    /// The lease on this connection, and the file. If it has to be asked for, the node begins with `next` at once.
+    async fn lease(&self, connection: &Arc<Connection>, next: &Range<u64>) -> Result<(Lease, Arc<BackingFile>), Attempt> {
         let held = || {
             let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
             let lease = state.lease.clone().filter(|lease| !lease.connection.is_lost())?;
@@ -228,6 +228,8 @@ impl OpenObject {
         let call = Call::Open(Open {
             dataset_uid: self.found.catalog.dataset_uid.clone(),
             object_id: self.found.id.as_bytes().to_vec(),
+            offset: next.start,
+            length: next.end - next.start,
         });
         let (opened, file) = match connection.call(call).await? {
             (response::Result::Opened(opened), mut fds) => {

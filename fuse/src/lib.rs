@@ -10,6 +10,7 @@ pub mod daemon;
 pub mod handshake;
 pub mod keeper;
 mod lease;
+mod listen;
 mod listing;
 mod node_client;
 pub mod objects;

@@ -35,6 +35,9 @@ const AFTER_LAST_FOLDER: u64 = FIRST_FOLDER + 256;
 /// Node ids of objects begin here.
 const FIRST_OBJECT: u64 = 1 << 63;
 
+/// Reads longer than this in bytes are of a read-ahead.
+const LONG_READ: u32 = 64 << 10;
+
 const FOLDER_MODE: u32 = libc::S_IFDIR | 0o500;
 
 /// Users see the catalog's owner and mode; here only the overlay reads, as root.
@@ -50,6 +53,17 @@ pub enum Outcome {
     Silent,
     /// The answer takes time.
     Later(Later),
+}
+
+/// How long a request takes, as far as that can be told before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// Microseconds.
+    Quick,
+    /// It may wait for another process.
+    Waits,
+    /// So many bytes that they are copied for a while; they come from a read-ahead, for whose end nobody waits.
+    Ahead,
 }
 
 /// Resolves to what was read. Dropping it ends the work.
@@ -83,6 +97,19 @@ impl Objects {
     /// Which files the kernel reads itself, if any.
     pub fn passthrough(&self) -> Option<&Passthrough> {
         self.passthrough.as_deref()
+    }
+
+    /// How long [`Objects::handle`] will take for a request.
+    pub fn pace(&self, request: &[u8]) -> Pace {
+        let Ok((header, body)) = InHeader::read_from_prefix(request) else { return Pace::Quick };
+        match header.opcode {
+            op::READ => match ReadIn::read_from_prefix(body) {
+                Ok((read, _)) if read.size > LONG_READ => Pace::Ahead,
+                _ => Pace::Quick,
+            },
+            op::OPEN if self.passthrough.as_ref().is_some_and(|passthrough| passthrough.waits()) => Pace::Waits,
+            _ => Pace::Quick,
+        }
     }
 
     /// Answers one request. `answer` holds at least [`crate::session::ANSWER_BYTES`].

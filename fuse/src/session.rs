@@ -18,7 +18,8 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::abi::{self, InHeader, InterruptIn, OutHeader, op};
 use crate::handshake::MAX_PAGES;
-use crate::objects::{Later, Objects, Outcome};
+use crate::listen::{Listening, has_request};
+use crate::objects::{Later, Objects, Outcome, Pace};
 use crate::passthrough::Passthrough;
 use crate::registry::Registry;
 use crate::wake;
@@ -45,6 +46,7 @@ struct Session {
     fd: Arc<OwnedFd>,
     objects: Objects,
     runtime: Handle,
+    listening: Listening,
     stopping: AtomicBool,
     slow: Mutex<Slow>,
     ended: watch::Sender<bool>,
@@ -66,6 +68,7 @@ impl Server {
             fd,
             objects: Objects::new(registry, passthrough),
             runtime: Handle::current(),
+            listening: Listening::default(),
             stopping: AtomicBool::new(false),
             slow: Mutex::default(),
             ended: sender,
@@ -150,9 +153,22 @@ impl Session {
         // process is killed just then, fails the read with EIO.
         let mut request = vec![1_u8; abi::MIN_READ_BUFFER];
         let mut answer = vec![1_u8; ANSWER_BYTES];
+        let mut turn = None;
         while !self.stopping.load(Ordering::Acquire) {
-            match rustix::io::read(&*self.fd, &mut request[..]) {
-                Ok(length) => self.dispatch(request.get(..length).unwrap_or_default(), &mut answer),
+            // What is there already is taken without a turn.
+            let read = if turn.is_none() && has_request(&self.fd) {
+                rustix::io::read(&*self.fd, &mut request[..])
+            } else {
+                turn.get_or_insert_with(|| self.listening.turn()).read(&self.fd, &mut request)
+            };
+            match read {
+                Ok(length) => {
+                    let request = request.get(..length).unwrap_or_default();
+                    let pace = self.objects.pace(request);
+                    // Somebody else listens meanwhile, if this takes a while or more has come.
+                    turn = turn.take_if(|turn| turn.goes_on(pace) && !has_request(&self.fd));
+                    self.dispatch(request, &mut answer);
+                }
                 // A wake-up; or the request was interrupted before we could have it.
                 Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN | rustix::io::Errno::NOENT) => {}
                 Err(rustix::io::Errno::NODEV | rustix::io::Errno::CONNABORTED) => {

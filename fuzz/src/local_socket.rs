@@ -82,7 +82,7 @@ fn lowest_free() -> i32 {
 pub fn seeds() -> Vec<Vec<u8>> {
     let request = |kind: u8, call: Call| [vec![kind], Request { id: 1, call: Some(call) }.encode_to_vec()].concat();
     vec![
-        request(0, Call::Open(Open { dataset_uid: "u".to_owned(), object_id: vec![7; 16] })),
+        request(0, Call::Open(Open { dataset_uid: "u".to_owned(), object_id: vec![7; 16], ..Open::default() })),
         request(4, Call::Ensure(Ensure { lease: 1, offset: 2, length: 3 })),
         request(20, Call::Close(Close { lease: 1 })),
         request(0, Call::Served(Served { dataset_uid: "u".to_owned(), bytes: 5 })),

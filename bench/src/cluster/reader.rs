@@ -94,7 +94,7 @@ impl Reader {
     }
 
     async fn read_once(&self, id: &ObjectId, step: u64) -> Result<Vec<u8>, ReadError> {
-        let open = Open { dataset_uid: self.uid.clone(), object_id: id.as_bytes().to_vec() };
+        let open = Open { dataset_uid: self.uid.clone(), object_id: id.as_bytes().to_vec(), ..Open::default() };
         let (opened, mut fds) = match self.call(Call::Open(open)).await? {
             (Answer::Opened(opened), fds) => (opened, fds),
             (other, _) => return Err(ReadError::Wrong(anyhow::anyhow!("Open was answered by {other:?}"))),

@@ -15,7 +15,7 @@ use forebay_protocol::local::{
 use futures::{StreamExt, stream};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::debts::Debts;
 use super::readahead::ReadAhead;
@@ -54,6 +54,8 @@ struct OpenObject {
     read_ahead: ReadAhead,
     /// Somebody has read from it.
     asked: AtomicBool,
+    /// What was begun when it was opened, until it is asked for.
+    begun: Mutex<Option<(Ensure, JoinHandle<Result<EnsuredAnswer, Failed>>)>>,
 }
 
 /// What the reader has a descriptor of.
@@ -106,7 +108,7 @@ pub(super) async fn run(socket: FdSocket, shared: Arc<Shared>) -> io::Result<()>
 }
 
 impl Session {
-    async fn answer(&self, request: Request) {
+    async fn answer(self: &Arc<Self>, request: Request) {
         let Request { id, call } = request;
         let (answer, file) = match call {
             Some(Call::Open(open)) => match self.open(open).await {
@@ -114,7 +116,7 @@ impl Session {
                 Err(failed) => (Answer::Failed(failed), None),
             },
             Some(Call::Ensure(ensure)) => {
-                (self.ensure(ensure).await.map_or_else(Answer::Failed, Answer::Ensured), None)
+                (self.ensured(ensure).await.map_or_else(Answer::Failed, Answer::Ensured), None)
             }
             Some(Call::Close(Close { lease })) => {
                 self.close(lease);
@@ -161,29 +163,37 @@ impl Session {
         }
     }
 
-    async fn open(&self, open: Open) -> Result<(Opened, std::fs::File), Failed> {
-        let id: [u8; 16] = open
-            .object_id
+    async fn open(self: &Arc<Self>, open: Open) -> Result<(Opened, std::fs::File), Failed> {
+        let Open { dataset_uid, object_id, offset, length } = open;
+        let id: [u8; 16] = object_id
             .as_slice()
             .try_into()
             .map_err(|_| failed(FailureKind::NotFound, "an object id has 16 bytes"))?;
         let id = ObjectId::from_bytes(id);
         let engine = self.shared.engine().ok_or_else(closed)?;
-        let (dataset, object) = engine.object(&open.dataset_uid, &id).map_err(|error| fetch_failed(&error))?;
+        let (dataset, object) = engine.object(&dataset_uid, &id).map_err(|error| fetch_failed(&error))?;
         let (hold, file, complete) = self.open_file(&engine, &object).await?;
         if complete {
             engine.opened_complete(&dataset, &object);
         }
         let lease = self.next_lease.fetch_add(1, Ordering::Relaxed);
+        let next = Ensure { lease, offset, length };
         let open = OpenObject {
             hold,
             _copy: engine.borrowed_copy(&dataset, &object),
-            dataset_uid: open.dataset_uid,
+            dataset_uid,
             id,
             read_ahead: ReadAhead::default(),
             asked: AtomicBool::new(false),
+            begun: Mutex::new(None),
         };
-        self.leases.lock().insert(lease, Arc::new(open));
+        let open = Arc::new(open);
+        self.leases.lock().insert(lease, Arc::clone(&open));
+        if next.length > 0 && !complete {
+            let this = Arc::clone(self);
+            let task = tokio::spawn(async move { this.ensure(next).await });
+            *open.begun.lock() = Some((next, task));
+        }
         Ok((Opened { lease, size: object.stored.size, complete }, file))
     }
 
@@ -209,6 +219,16 @@ impl Session {
         self.unkept.lock().insert(id);
         self.leases.lock().remove(&lease);
         failed(FailureKind::BadLease, why)
+    }
+
+    /// As [`Self::ensure`]; what was begun when the object was opened is waited for.
+    async fn ensured(&self, ensure: Ensure) -> Result<EnsuredAnswer, Failed> {
+        let open = self.leases.lock().get(&ensure.lease).cloned();
+        let begun = open.and_then(|open| open.begun.lock().take_if(|(begun, _)| *begun == ensure));
+        match begun {
+            Some((_, task)) => task.await.unwrap_or_else(|_| Err(failed(FailureKind::Unspecified, "a fetch panicked"))),
+            None => self.ensure(ensure).await,
+        }
     }
 
     async fn ensure(&self, ensure: Ensure) -> Result<EnsuredAnswer, Failed> {

@@ -37,6 +37,7 @@ mod table;
 mod usage;
 pub mod verify;
 mod write;
+mod writers;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -143,6 +144,7 @@ pub struct Store {
     scrubbed: AtomicU64,
     ops: Mutex<Option<mpsc::Sender<Op>>>,
     committer: Mutex<Option<std::thread::JoinHandle<()>>>,
+    writers: writers::Writers,
     uncommitted: Arc<Semaphore>,
     uncommitted_small: Arc<Semaphore>,
     small: small::Queues,

@@ -81,6 +81,7 @@ impl Store {
             scrubbed: AtomicU64::new(0),
             ops: Mutex::new(Some(send)),
             committer: Mutex::default(),
+            writers: super::writers::Writers::default(),
             uncommitted: Arc::new(Semaphore::new(UNCOMMITTED)),
             uncommitted_small: Arc::new(Semaphore::new(small::UNCOMMITTED)),
             small: small::Queues::default(),

@@ -106,8 +106,10 @@ impl Store {
         self.make_room(object.dataset, bytes.len() as u64).await?;
         let pin = self.pin(object).await?;
         let permit = Arc::clone(&self.uncommitted).acquire_owned().await.map_err(|_| StoreError::Closed)?;
+        let turn = self.writers.turn(&object.id).await;
         let (this, object) = (Arc::clone(self), *object);
         blocking(move || {
+            let _turn = turn;
             let id = object.id;
             let failed = |error| StoreError::io(format!("writing the cached object {id}"), error);
             this.put_right(&id).map_err(failed)?;

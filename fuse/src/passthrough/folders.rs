@@ -62,6 +62,10 @@ impl Registrar for RegistrarInProcess {
         }))
     }
 
+    fn waits(&self) -> bool {
+        false
+    }
+
     fn unregister(&self, id: BackingId) -> Result<(), Away> {
         if let Err(error) = device::unregister(self.session.as_fd(), id) {
             tracing::debug!(id, %error, "taking a registration back failed");

@@ -36,6 +36,9 @@ pub trait Registrar: std::fmt::Debug + Send + Sync {
     /// Registers the file of an object, if it is complete. `None`: it is not, or the kernel does not take its file.
     fn register(&self, object: &Found) -> Result<Option<BackingId>, Away>;
 
+    /// Whether another process is waited for.
+    fn waits(&self) -> bool;
+
     /// Takes a registration back; the space of a file that was unlinked becomes free.
     fn unregister(&self, id: BackingId) -> Result<(), Away>;
 }
@@ -59,6 +62,11 @@ impl Passthrough {
     /// The table of open inodes.
     pub fn table(&self) -> &OpenTable {
         &self.table
+    }
+
+    /// Whether an open may wait for another process.
+    pub fn waits(&self) -> bool {
+        self.registrar.waits()
     }
 
     /// Counts an open of the inode `node_id`, which shows `object`, and says how it is read. To be called before the kernel is answered.

@@ -85,6 +85,10 @@ impl Registrar for RegistrarByPlugin {
         })
     }
 
+    fn waits(&self) -> bool {
+        true
+    }
+
     fn unregister(&self, id: BackingId) -> Result<(), Away> {
         let call = Call::Unregister(Unregister { backing_id: id.get() });
         self.talk(|socket| socket.send(&Registration { call: Some(call) }))

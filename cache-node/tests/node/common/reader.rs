@@ -47,7 +47,7 @@ impl Reader {
     }
 
     pub async fn open(&self, id: &ObjectId) -> Result<OpenFile, Failed> {
-        let open = Open { dataset_uid: self.uid.clone(), object_id: id.as_bytes().to_vec() };
+        let open = Open { dataset_uid: self.uid.clone(), object_id: id.as_bytes().to_vec(), ..Open::default() };
         match self.call(Call::Open(open)).await {
             (Answer::Opened(opened), mut fds) => {
                 let file = std::fs::File::from(fds.pop().expect("a descriptor"));
