@@ -39,7 +39,7 @@ pub struct Measure {
     /// Only these; may be given several times
     #[arg(long, value_name = "NAME")]
     pub only: Vec<String>,
-    /// Two runs instead of five, with less data
+    /// Two runs instead of five, with less data: the figures are printed and not kept
     #[arg(long)]
     pub quick: bool,
 }
@@ -66,8 +66,9 @@ impl Measure {
             ensure!(names.contains(&name.as_str()), "there is no measurement {name:?}; there are {}", names.join(", "));
         }
         let programs = Programs::beside_this()?;
-        if !programs.optimised() {
-            eprintln!("this is a development build: the figures say nothing and are not kept");
+        let passing = passing(programs.optimised(), self.quick);
+        if let Some(why) = passing {
+            eprintln!("{why}: the figures are printed and not kept");
         }
         run_folder::sweep();
         let (machine, commit) = (Machine::this()?, machine::commit(&paths::repository()));
@@ -93,13 +94,13 @@ impl Measure {
                 Some(what) => println!("{}: not measured, {what}\n", measurement.name),
                 None => println!("{}", report::table(&rows)),
             }
-            if context.programs.optimised() {
+            if passing.is_none() {
                 let date = jiff::Zoned::now().strftime("%Y-%m-%d").to_string();
                 let saved = Saved { commit: commit.clone(), date, runs, machine: machine.clone(), rows, not_built };
                 results::save(measurement.name, &saved)?;
             }
         }
-        if context.programs.optimised() {
+        if passing.is_none() {
             let page = results::write_page(page, &machine).context("writing the page of figures")?;
             eprintln!("written: {}", page.display());
         }
@@ -107,5 +108,27 @@ impl Measure {
             bail!("these measurements failed, see above: {}", failed.join(", "));
         }
         Ok(())
+    }
+}
+
+/// Why figures are not to replace those that were kept.
+fn passing(optimised: bool, quick: bool) -> Option<&'static str> {
+    match (optimised, quick) {
+        (false, _) => Some("this is a development build, which says nothing"),
+        (true, true) => Some("this is a quick run"),
+        (true, false) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_full_run_of_a_release_build_is_kept() {
+        assert_eq!(passing(true, false), None);
+        assert!(passing(true, true).is_some_and(|why| why.contains("quick")));
+        assert!(passing(false, false).is_some_and(|why| why.contains("development")));
+        assert!(passing(false, true).is_some());
     }
 }

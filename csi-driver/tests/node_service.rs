@@ -4,17 +4,22 @@
 
 mod support;
 
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use forebay_csi::mount::mode::Wanted;
-use forebay_csi::node::NodeError;
+use forebay_csi::node::{NodeError, Stats};
 use support::plugin::{World, run_daemon};
+use support::until;
 
 in_both_modes! {
     calls_may_be_repeated_and_come_in_parallel_and_nothing_is_left
     without_a_daemon_staging_says_so_and_leaves_nothing_and_then_succeeds
     a_dataset_that_becomes_ready_while_staging_waits_is_mounted
     a_cache_folder_with_a_link_in_it_is_not_followed
+    statistics_and_condition_wait_for_neither_source_nor_daemon_nor_cache_node
 }
 
 #[test]
@@ -115,4 +120,52 @@ async fn a_cache_folder_with_a_link_in_it_is_not_followed(mode: Wanted) {
     let error = world.stage(0).await.unwrap_err();
     assert!(matches!(error, NodeError::File { .. }), "{error}");
     assert!(world.scratch.mounts().is_empty());
+}
+
+/// The volume's figures, which must be there at once.
+async fn stats_at_once(world: &World, target: &Path) -> Stats {
+    let (plugin, uid, target) = (world.plugin().clone(), world.datasets[0].uid.clone(), target.to_owned());
+    let asked = tokio::task::spawn_blocking(move || plugin.stats(&uid, &target));
+    let answer = tokio::time::timeout(Duration::from_secs(2), asked).await;
+    answer.expect("the figures wait for something").unwrap().unwrap()
+}
+
+async fn statistics_and_condition_wait_for_neither_source_nor_daemon_nor_cache_node(mode: Wanted) {
+    let mut world = World::new(mode, &[&[("folder/a", 100_000)]]).await;
+    world.start_plugin().await;
+    world.start_daemon();
+    world.stage(0).await.unwrap();
+    let target = world.scratch.path().join("pods/1/mount");
+    world.plugin().publish(&world.datasets[0].uid, &world.staging(0), &target, None).await.unwrap();
+    let good = Stats { files: 1, bytes: 100_000, problem: None };
+    assert_eq!(stats_at_once(&world, &target).await, good);
+
+    // A source that gives nothing: a reader hangs.
+    world.cache_node.slow(Duration::from_secs(600));
+    let reader = |program: &str, path: &Path| Command::new(program).arg(path).stdout(Stdio::null()).spawn().unwrap();
+    let mut readers = vec![reader("cat", &target.join("folder/a"))];
+    until("a reader waits", || world.cache_node.shared.ensures.load(Ordering::SeqCst) > 0).await;
+    assert_eq!(stats_at_once(&world, &target).await, good);
+
+    // Nobody serves the tree: in mode Fuse even a look at a name that is not known yet hangs.
+    world.kill_daemon();
+    readers.push(reader("stat", &target.join("folder/missing")));
+    assert_eq!(stats_at_once(&world, &target).await, good);
+
+    world.cache_node.down().await;
+    assert_eq!(stats_at_once(&world, &target).await, good);
+    // Longer than a restart takes: that is a condition.
+    let (plugin, uid) = (world.plugin().clone(), world.datasets[0].uid.clone());
+    until("the condition tells", || plugin.stats(&uid, &target).unwrap().problem.is_some()).await;
+    let problem = stats_at_once(&world, &target).await.problem.unwrap();
+    assert!(problem.contains("cache node has been away"), "{problem}");
+
+    for reader in &mut readers {
+        reader.kill().unwrap();
+    }
+    // So that whoever hangs in a call ends.
+    world.cache_node.slow(Duration::ZERO);
+    world.cache_node.up().await;
+    world.start_daemon();
+    until("the readers are gone", || readers.iter_mut().all(|reader| reader.try_wait().unwrap().is_some())).await;
 }

@@ -27,9 +27,8 @@ async fn world(mode: Wanted, percent: u8) -> (World, Plugin) {
     for file in world.datasets[0].files.iter().filter(|file| file.size > 0) {
         world.datasets[0].complete(file);
     }
-    let mode = mode.argument();
     let mut command = Plugin::command(&world);
-    command.args(["--watch-opens", &percent.to_string(), "--mount-mode", mode, "--objects"]).arg(world.objects_file());
+    command.args(["--watch-opens", &percent.to_string(), "--objects"]).arg(world.objects_file());
     let plugin = Plugin::spawn(&mut command, &world);
     world.start_daemon();
     plugin.stage(&world, 0).await.unwrap();

@@ -8,9 +8,14 @@ use std::io::Read as _;
 use std::time::{Duration, Instant};
 
 use forebay_csi::mount::mode::Wanted;
-use support::can_mount;
 use support::plugin::{World, run_daemon};
 use support::process::Plugin;
+
+in_both_modes! {
+    a_second_plugin_refuses_to_run_beside_the_first_and_takes_over_when_that_ends
+    after_a_reboot_records_and_sockets_of_before_harm_nothing
+    what_is_in_use_is_taken_away_all_the_same_and_nothing_is_left
+}
 
 #[test]
 #[ignore = "the daemon's process of the other tests"]
@@ -20,12 +25,8 @@ fn daemon_process() {
 
 const FILES: &[(&str, u64)] = &[("a/b", 700_000), ("c", 5000)];
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_second_plugin_refuses_to_run_beside_the_first_and_takes_over_when_that_ends() {
-    if !can_mount() {
-        return;
-    }
-    let mut world = World::new(Wanted::default(), &[FILES]).await;
+async fn a_second_plugin_refuses_to_run_beside_the_first_and_takes_over_when_that_ends(mode: Wanted) {
+    let mut world = World::new(mode, &[FILES]).await;
     let first = Plugin::start(&world);
     world.start_daemon();
     first.stage(&world, 0).await.unwrap();
@@ -42,12 +43,8 @@ async fn a_second_plugin_refuses_to_run_beside_the_first_and_takes_over_when_tha
     assert_eq!(world.scratch.mounts().len(), mounts.len() + 1);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_reboot_records_and_sockets_of_before_harm_nothing() {
-    if !can_mount() {
-        return;
-    }
-    let mut world = World::new(Wanted::default(), &[FILES]).await;
+async fn after_a_reboot_records_and_sockets_of_before_harm_nothing(mode: Wanted) {
+    let mut world = World::new(mode, &[FILES]).await;
     let plugin = Plugin::start(&world);
     world.start_daemon();
     plugin.stage(&world, 0).await.unwrap();
@@ -76,12 +73,8 @@ async fn after_a_reboot_records_and_sockets_of_before_harm_nothing() {
     assert!(bytes == file.bytes(0, 700_000));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_in_use_is_taken_away_all_the_same_and_nothing_is_left() {
-    if !can_mount() {
-        return;
-    }
-    let mut world = World::new(Wanted::default(), &[FILES]).await;
+async fn what_is_in_use_is_taken_away_all_the_same_and_nothing_is_left(mode: Wanted) {
+    let mut world = World::new(mode, &[FILES]).await;
     world.start_plugin().await;
     world.start_daemon();
     let nothing = world.scratch.mounts();

@@ -140,6 +140,8 @@ async fn no_read_fails_when_an_unprivileged_daemon_is_killed_twenty_times(mode: 
     until("reads after the last kill", || readers.reads() > before + 20).await;
     let (reads, longest) = readers.stop();
     eprintln!("20 kills: {reads} reads, longest {longest} ms");
+    // As when the kubelet starts a container for the first time: there is no parent that starts the next at once.
+    assert!(longest < 5000, "a read took {longest} ms");
     // What dead daemons held open is let go: only what the last one holds remains.
     until("no lease is left", || world.cache_node.shared.leases.load(Ordering::SeqCst) == 0).await;
 }

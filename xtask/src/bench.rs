@@ -8,7 +8,9 @@ use forebay_e2e::{paths, setup};
 const EXAMPLES: &str = "Examples:
   Everything, five runs each, into docs/benchmarks.md:
     cargo xtask bench cache
-  One measurement, two runs, less data; the page keeps the figures of the others:
+  One measurement; the page keeps the figures of the others:
+    cargo xtask bench cache --only preload
+  A look at it, two runs, less data; printed only, the page stays as it is:
     cargo xtask bench cache --quick --only preload
 
 Measurements: restart, source-bytes, everywhere, transfer, memory, preload, small-files, hit-ratios. Files are kept in /dev/shm, at most
@@ -17,7 +19,9 @@ Measurements: restart, source-bytes, everywhere, transfer, memory, preload, smal
 const MOUNT_EXAMPLES: &str = "Examples:
   Everything, five runs each, into docs/benchmarks-mount.md:
     cargo xtask bench mount
-  One measurement, two runs, less data; the page keeps the figures of the others:
+  One measurement; the page keeps the figures of the others:
+    cargo xtask bench mount --only listing
+  A look at it, two runs, less data; printed only, the page stays as it is:
     cargo xtask bench mount --quick --only listing
 
 Measurements: large, small, listing, daemon-path, cold-read, watched-opens. Needs root, for mounting and for dropping the kernel's caches (of the whole machine).
@@ -38,7 +42,7 @@ pub struct Measure {
     /// Only these measurements; may be given several times
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
-    /// Two runs instead of five, with less data
+    /// Two runs instead of five, with less data: the figures are printed and not kept
     #[arg(long)]
     quick: bool,
     /// Measure a development build, for work on the measurements: the figures are not kept

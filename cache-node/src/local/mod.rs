@@ -1,7 +1,10 @@
 //! The local socket's server: `forebay-fuse` of this machine opens objects and has ranges made present; it reads the files itself.
 
+mod accounts;
 mod debts;
+mod open_object;
 mod readahead;
+mod reading;
 mod session;
 pub mod spill;
 

@@ -152,9 +152,22 @@ async fn an_object_that_changes_under_a_catalog_is_an_error_and_never_a_mix() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_that_can_not_be_files_are_listed_skips_and_the_rest_is_there() {
-    let body = |asked: &crate::common::scripted::Asked| {
+    let (long, longer) = (format!("p/{}", "n".repeat(255)), format!("p/{}", "n".repeat(256)));
+    let (name, too_long) = (long[2..].to_owned(), longer.clone());
+    let body = move |asked: &crate::common::scripted::Asked| {
         let first = page(
-            &[("p/", 0), ("p/good%20file", 5), ("p/a//b", 1), ("p/../x", 1), ("p/dir/", 0), ("p/c%00d", 1)],
+            &[
+                ("p/", 0),
+                ("p/good%20file", 5),
+                ("p/a//b", 1),
+                ("p/../x", 1),
+                ("p/dir/", 0),
+                ("p/c%00d", 1),
+                // Not UTF-8.
+                ("p/caf%E9/%FF%FE", 5),
+                (&long, 1),
+                (&longer, 1),
+            ],
             Some("t+/="),
         );
         let second = page(&[("p/both", 1), ("p/both/x", 1), ("p/dir/f%0A%C3%BC", 5), ("p/tail/", 7)], None);
@@ -163,10 +176,12 @@ async fn keys_that_can_not_be_files_are_listed_skips_and_the_rest_is_there() {
             "/data?continuation-token=t%2B%2F%3D&encoding-type=url&list-type=2&prefix=p%2F" => {
                 Reply::Answer(200, String::new(), second.into_bytes())
             }
-            "/data/p/good%20file" | "/data/p/dir/f%0A%C3%BC" => {
+            "/data/p/good%20file" | "/data/p/dir/f%0A%C3%BC" | "/data/p/caf%E9/%FF%FE" => {
                 Reply::Answer(200, "etag: \"e\"\r\n".to_owned(), b"12345".to_vec())
             }
-            "/data/p/both/x" => Reply::Answer(200, "etag: \"e\"\r\n".to_owned(), b"1".to_vec()),
+            path if path == "/data/p/both/x" || path == format!("/data/{long}") => {
+                Reply::Answer(200, "etag: \"e\"\r\n".to_owned(), b"1".to_vec())
+            }
             path => Reply::Answer(404, String::new(), path.as_bytes().to_vec()),
         }
     };
@@ -174,7 +189,7 @@ async fn keys_that_can_not_be_files_are_listed_skips_and_the_rest_is_there() {
     let node = node(Gateway::source_at(server.address, "p/")).await;
     node.wait_preloaded(UID).await;
     let catalog = node.dataset(UID).await.catalog.unwrap();
-    assert_eq!(catalog.files, 3, "{catalog:?}");
+    assert_eq!(catalog.files, 5, "{catalog:?}");
     let mut skipped: Vec<_> = catalog.skipped_keys.iter().map(|key| (key.key.as_str(), key.reason.as_str())).collect();
     skipped.sort_unstable();
     let expected = [
@@ -182,12 +197,17 @@ async fn keys_that_can_not_be_files_are_listed_skips_and_the_rest_is_there() {
         ("p/a//b", "has an empty path segment"),
         ("p/both", "is a folder too"),
         ("p/c\0d", "has a NUL byte"),
+        (too_long.as_str(), "has a name longer than 255 bytes"),
         ("p/tail/", "ends in / but has content"),
     ];
     assert_eq!(skipped, expected);
     assert!(catalog.skipped_keys.iter().all(|key| key.url == "s3://data"), "{catalog:?}");
     let reader = node.reader(UID).await;
-    for (path, bytes) in [("good file", "12345"), ("dir/f\nü", "12345"), ("both/x", "1")] {
+    // The reader shows what is not UTF-8 as it can.
+    let odd = "caf\u{fffd}/\u{fffd}\u{fffd}";
+    for (path, bytes) in
+        [("good file", "12345"), ("dir/f\nü", "12345"), (odd, "12345"), ("both/x", "1"), (name.as_str(), "1")]
+    {
         assert_eq!(reader.read(&reader.files()[path], 100).await.unwrap(), bytes.as_bytes(), "{path}");
     }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod attributes;
+mod buckets;
 mod errors;
 mod listing;
 mod reading;

@@ -10,7 +10,7 @@ use super::program::{Foreground, Mode, mount};
 use super::{Scratch, can_mount, wait_for};
 
 /// The modes that readers must find alike.
-const MODES: [Mode; 2] = [Mode("kernel"), Mode("fuse")];
+pub const MODES: [Mode; 2] = [Mode("kernel"), Mode("fuse")];
 
 /// A mounted tree, and the folder that it shows.
 pub struct Mounted {

@@ -57,7 +57,20 @@ impl S3 {
         std::fs::create_dir(self.folder.join(bucket)).unwrap();
     }
 
-    /// Uploads objects; a key that ends with `/` is a folder.
+    /// Where the server keeps an object.
+    pub fn path(&self, bucket: &str, key: &str) -> PathBuf {
+        self.folder.join(bucket).join(key)
+    }
+
+    /// Makes a folder with nothing in it, as the server keeps an empty object whose key ends with `/`: `object_store` can't send such a key.
+    pub fn make_folder(&self, bucket: &str, key: &str) {
+        let path = self.path(bucket, key);
+        std::fs::create_dir_all(&path).unwrap();
+        let etag = b"\"d41d8cd98f00b204e9800998ecf8427e\"";
+        rustix::fs::setxattr(path, "user.etag", etag, rustix::fs::XattrFlags::empty()).unwrap();
+    }
+
+    /// Uploads objects.
     pub fn upload(&self, bucket: &str, objects: &[(&str, Vec<u8>)]) {
         let store = AmazonS3Builder::new()
             .with_endpoint(self.endpoint())

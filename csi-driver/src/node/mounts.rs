@@ -290,7 +290,6 @@ fn object_fuse_mounted(path: &Path) -> Result<Option<mountinfo::Mount>, NodeErro
     Ok(mountinfo_at(path)?.filter(|mount| mount.filesystem == mount::fuse::FILESYSTEM))
 }
 
-/// A file of the volume's catalog in the cache folder.
 /// A file of the volume's catalog.
 pub(super) fn catalog_file(volume: &Volume, name: &str) -> Result<OwnedFd, NodeError> {
     let path = CacheLayout::new(&volume.cache).catalog(&volume.dataset_uid, &volume.catalog_id).join(name);

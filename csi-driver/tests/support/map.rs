@@ -16,6 +16,17 @@ pub fn mapped(file: &std::fs::File, length: usize) -> Map {
     Map(unsafe { std::slice::from_raw_parts(address.cast(), length) })
 }
 
+impl Map {
+    /// Has the next access of each page ask for it again.
+    pub fn forget(&self) {
+        // SAFETY: a shared mapping of a file that nobody writes: what is dropped is read again.
+        unsafe {
+            rustix::mm::madvise(self.0.as_ptr().cast_mut().cast(), self.0.len(), rustix::mm::Advice::LinuxDontNeed)
+        }
+        .unwrap();
+    }
+}
+
 impl std::ops::Deref for Map {
     type Target = [u8];
 

@@ -13,6 +13,7 @@ use rustix::fs::{Advice, fadvise};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+use super::map::Map;
 use super::{Dataset, File, mapped};
 
 /// Ways to read; with 16 readers there are two of each.
@@ -186,7 +187,7 @@ impl Shared {
     fn run(&self, number: usize) {
         let kind = number % KINDS.len();
         let mut seed = number as u64 + 1;
-        let kept = std::fs::File::open(self.tree.join(&self.partial[0].path)).unwrap();
+        let kept = [&self.partial[0], &self.complete[0]].map(|file| Kept::new(&self.tree, file));
         while !self.stop.load(Ordering::Relaxed) {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             if let Err(failure) = self.round(kind, seed >> 20, &kept) {
@@ -205,7 +206,7 @@ impl Shared {
         result.map_err(|error| format!("{what}: {error}"))
     }
 
-    fn round(&self, kind: usize, random: u64, kept: &std::fs::File) -> Result<(), String> {
+    fn round(&self, kind: usize, random: u64, kept: &[Kept; 2]) -> Result<(), String> {
         let files = if KINDS[kind].starts_with("complete") { &self.complete } else { &self.partial };
         let file = &files[random as usize % files.len()];
         let open = |flags: i32| {
@@ -214,17 +215,19 @@ impl Shared {
         };
         match KINDS[kind] {
             "walk" => self.walk(kind),
-            "kept open" => self.parts(kind, kept, &self.partial[0], random),
+            "kept open" => {
+                let kept = &kept[(random >> 20) as usize % kept.len()];
+                self.parts(kind, &kept.opened, &kept.file, random)?;
+                kept.map.forget();
+                forget(&kept.opened);
+                self.mapped(kind, &kept.map, &kept.file, random)
+            }
             "random" => self.parts(kind, &open(0)?, file, random),
             "direct" => self.parts(kind, &open(libc::O_DIRECT)?, file, random),
             "mapped" | "complete mapped" => {
                 let opened = open(0)?;
                 forget(&opened);
-                let map = mapped(&opened, file.size as usize);
-                let offset = random % file.size / 4096 * 4096;
-                let length = 70_000.min(file.size - offset) as usize;
-                let seen = self.timed(kind, "touching", || Ok(map[offset as usize..][..length].to_vec()))?;
-                check(file, offset, &seen)
+                self.mapped(kind, &mapped(&opened, file.size as usize), file, random)
             }
             _ => {
                 let opened = open(0)?;
@@ -252,6 +255,13 @@ impl Shared {
         Ok(())
     }
 
+    fn mapped(&self, kind: usize, map: &Map, file: &File, random: u64) -> Result<(), String> {
+        let offset = random % file.size / 4096 * 4096;
+        let length = 70_000.min(file.size - offset) as usize;
+        let seen = self.timed(kind, "touching", || Ok(map[offset as usize..][..length].to_vec()))?;
+        check(file, offset, &seen)
+    }
+
     fn walk(&self, kind: usize) -> Result<(), String> {
         let (mut folders, mut seen) = (vec![self.tree.clone()], 0);
         while let Some(folder) = folders.pop() {
@@ -271,6 +281,21 @@ impl Shared {
             }
         }
         if seen == self.complete.len() + self.partial.len() { Ok(()) } else { Err(format!("{seen} files")) }
+    }
+}
+
+/// A file that is opened and mapped once, before anything dies.
+struct Kept {
+    file: File,
+    opened: std::fs::File,
+    map: Map,
+}
+
+impl Kept {
+    fn new(tree: &Path, file: &File) -> Self {
+        let opened = std::fs::File::open(tree.join(&file.path)).unwrap();
+        let map = mapped(&opened, file.size as usize);
+        Self { file: file.clone(), opened, map }
     }
 }
 

@@ -11,6 +11,7 @@ use crate::measure::{Context, Outcome};
 use crate::mounted::{Mounted, What, folder_source};
 use crate::report::{Limit, Required, Row, Unit};
 use crate::sample::{Sample, in_turn};
+use crate::wait::wait_for;
 
 pub const NAME: &str = "watched-opens";
 pub const HOW: &str = "\
@@ -27,6 +28,8 @@ const PERCENT: f64 = 3.0;
 const COLD_EVERY: usize = 10;
 const PER_SECOND: u32 = 500;
 const PASSES: usize = 10;
+/// Opens are told in windows of a second, and what the daemon served once a second.
+const REPORTS: Duration = Duration::from_millis(2500);
 
 pub async fn measure(context: &Context) -> Result<Outcome> {
     let source = context.folder.part("source")?;
@@ -84,9 +87,7 @@ async fn hit_ratio(context: &Context, source: &str) -> Result<Row> {
     let seconds = if context.quick { 40 } else { 90 };
     let trees = [exact.tree(), sampled.tree()];
     tokio::task::spawn_blocking(move || read_mix(&trees, Duration::from_secs(seconds))).await??;
-    // Until the last window and the daemon's last report have been told.
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    let after = (Reads::of(&exact_address).await?, Reads::of(&address).await?);
+    let after = (Reads::at_rest(&exact_address).await?, Reads::at_rest(&address).await?);
     let points = (after.1.hit_ratio(&before.1) - after.0.hit_ratio(&before.0)).abs();
     Ok(Row {
         what: "Kernel: distance of the hit ratio from the exact one, opens watched 3 % of the time".to_owned(),
@@ -117,6 +118,7 @@ fn read_mix(trees: &[PathBuf], time: Duration) -> Result<()> {
 }
 
 /// Bytes that readers got, as the node counts them.
+#[derive(Clone, Copy, PartialEq)]
 struct Reads {
     hit: u64,
     all: u64,
@@ -131,6 +133,19 @@ impl Reads {
             lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum::<u64>()
         };
         Ok(Self { hit: sum("origin=\"local\""), all: sum("") })
+    }
+
+    /// Once the last window and the daemon's last report have been told: when nothing has been added for longer than either takes.
+    async fn at_rest(address: &str) -> Result<Self> {
+        let mut last = (Self::of(address).await?, Instant::now());
+        wait_for("the last reads to be told", Duration::from_secs(60), async || {
+            let reads = Self::of(address).await?;
+            if reads != last.0 {
+                last = (reads, Instant::now());
+            }
+            Ok((last.1.elapsed() > REPORTS).then_some(reads))
+        })
+        .await
     }
 
     fn hit_ratio(&self, before: &Self) -> f64 {
