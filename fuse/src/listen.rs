@@ -85,3 +85,47 @@ pub fn has_request(session: &OwnedFd) -> bool {
     // An error is for the read to find.
     poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) != Ok(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LATE: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn who_asks_quickly_is_listened_to_without_sleep_and_who_does_not_is_not() {
+        let listening = Listening::default();
+        let mut turn = listening.turn();
+        assert!(!turn.habit.stays_awake(), "nobody has asked yet");
+        assert!(turn.goes_on(Pace::Quick) && turn.habit.stays_awake());
+        for _ in 0..IN_VAIN {
+            assert!(turn.habit.stays_awake());
+            turn.habit.came_after(LATE);
+        }
+        assert!(!turn.habit.stays_awake(), "in vain so often");
+        turn.habit.came_after(AWAKE);
+        assert!(turn.habit.stays_awake());
+        assert!(!turn.goes_on(Pace::Waits) && turn.habit.stays_awake(), "a reader waits for the answer to an open");
+        assert!(!turn.goes_on(Pace::Ahead) && !turn.habit.stays_awake(), "nobody waits for a read-ahead");
+    }
+
+    #[test]
+    fn one_listens_at_a_time_and_the_next_goes_on() {
+        let (session, requests) = rustix::pipe::pipe().unwrap();
+        let listening = Listening::default();
+        let (mut first, mut second) = ([0; 8], [0; 8]);
+        std::thread::scope(|scope| {
+            let mut turn = listening.turn();
+            assert!(!has_request(&session));
+            rustix::io::write(&requests, b"first").unwrap();
+            assert!(has_request(&session));
+            let other = scope.spawn(|| listening.turn().read(&session, &mut second));
+            assert_eq!(turn.read(&session, &mut first), Ok(5));
+            assert!(!other.is_finished(), "it waits for its turn");
+            drop(turn);
+            rustix::io::write(&requests, b"second").unwrap();
+            assert_eq!(other.join().unwrap(), Ok(6));
+        });
+        assert_eq!((&first[..5], &second[..6]), (&b"first"[..], &b"second"[..]));
+    }
+}
