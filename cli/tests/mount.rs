@@ -306,6 +306,11 @@ fn what_can_not_be_mounted_is_refused_before_anything_starts() {
             assert_eq!(code, 1);
             assert!(said.contains(message), "{said}");
         }
+        // Refused without having made it.
+        let (code, said) = run(&mut mount(Mode("auto"), &manifest, &tree, &tree.join("cache")));
+        assert_eq!(code, 1);
+        assert!(said.contains("one inside the other"), "{said}");
+        assert_eq!(std::fs::read_dir(&tree).unwrap().count(), 0);
     }
     assert_eq!(mounts_below(&scratch.path()), Vec::<PathBuf>::new());
 }

@@ -1,6 +1,6 @@
 //! The broker: how much code it is, and to whom it listens.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 

@@ -1,6 +1,6 @@
 //! Staging and publishing as the kubelet does it: repeated, in parallel, after failures.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 

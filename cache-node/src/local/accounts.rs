@@ -36,25 +36,6 @@ impl Accounts {
         }
     }
 
-    /// Complete objects were opened that the kernel reads.
-    pub(super) fn touched(&self, engine: &Engine, Touched { dataset_uid, object_ids, stands_for }: &Touched) {
-        let (ids, _) = object_ids.as_chunks();
-        for id in ids {
-            let id = ObjectId::from_bytes(*id);
-            // Of a dataset that has just gone.
-            let Ok((dataset, object)) = engine.object(dataset_uid, &id) else { return };
-            // Who watches opens sees those of incomplete objects too, which are counted where they are read.
-            if !engine.store().is_complete(&id) {
-                continue;
-            }
-            engine.store().touch(&id);
-            engine.opened_complete(&dataset, &object);
-            let bytes = object.stored.size.saturating_mul((*stands_for).max(1).into());
-            dataset.counters.add_request(bytes, bytes);
-            dataset.count_served(Origin::Local, bytes);
-        }
-    }
-
     /// The daemon served bytes that it knew to be present.
     pub(super) fn served(&self, engine: &Engine, dataset_uid: &str, bytes: u64) {
         if let Some(dataset) = engine.dataset(dataset_uid) {
@@ -67,5 +48,24 @@ impl Accounts {
     /// No file of the dataset is open any more.
     pub(super) fn forgive(&self, dataset_uid: &str) {
         self.debts.lock().forgive(dataset_uid);
+    }
+}
+
+/// Complete objects were opened that the kernel reads.
+pub(super) fn touched(engine: &Engine, Touched { dataset_uid, object_ids, stands_for }: &Touched) {
+    let (ids, _) = object_ids.as_chunks();
+    for id in ids {
+        let id = ObjectId::from_bytes(*id);
+        // Of a dataset that has just gone.
+        let Ok((dataset, object)) = engine.object(dataset_uid, &id) else { return };
+        // Who watches opens sees those of incomplete objects too, which are counted where they are read.
+        if !engine.store().is_complete(&id) {
+            continue;
+        }
+        engine.store().touch(&id);
+        engine.opened_complete(&dataset, &object);
+        let bytes = object.stored.size.saturating_mul((*stands_for).max(1).into());
+        dataset.counters.add_request(bytes, bytes);
+        dataset.count_served(Origin::Local, bytes);
     }
 }

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::accounts::Accounts;
+use super::accounts::{self, Accounts};
 use super::open_object::{Hold, OpenObject};
 use super::reading::{Given, Reading};
 use crate::dataset::CatalogObject;
@@ -87,7 +87,7 @@ impl Session {
             Some(Call::Held(_)) => (self.held().map_or_else(Answer::Failed, Answer::Held), None),
             Some(Call::Touched(touched)) => {
                 if let Some(engine) = self.shared.engine() {
-                    self.accounts.touched(&engine, &touched);
+                    accounts::touched(&engine, &touched);
                 }
                 (Answer::Closed(Closed {}), None)
             }

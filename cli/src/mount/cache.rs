@@ -32,6 +32,17 @@ impl CacheFolder {
         Ok(Self { root })
     }
 
+    /// Where the folder is, or is going to be: absolute, and without links as far as it is there.
+    pub fn place(path: &Path) -> anyhow::Result<PathBuf> {
+        let absolute = std::path::absolute(path).with_context(|| format!("the cache folder {}", path.display()))?;
+        for ancestor in absolute.ancestors() {
+            if let (Ok(there), Ok(rest)) = (ancestor.canonicalize(), absolute.strip_prefix(ancestor)) {
+                return Ok(if rest.as_os_str().is_empty() { there } else { there.join(rest) });
+            }
+        }
+        Ok(absolute)
+    }
+
     /// The folder, absolute and without links.
     pub fn root(&self) -> &Path {
         &self.root
@@ -82,6 +93,18 @@ impl CacheFolder {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_place_of_a_folder_is_known_before_it_is_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let real = folder.path().canonicalize().unwrap();
+        std::fs::create_dir(real.join("there")).unwrap();
+        std::os::unix::fs::symlink(real.join("there"), real.join("link")).unwrap();
+        for (path, place) in [("there", "there"), ("link", "there"), ("link/a/b", "there/a/b"), ("new/a", "new/a")] {
+            assert_eq!(CacheFolder::place(&real.join(path)).unwrap(), real.join(place));
+        }
+        assert!(!real.join("new").exists() && !real.join("there/a").exists());
+    }
 
     #[test]
     fn a_second_mount_is_told_who_has_the_folder() {

@@ -42,8 +42,9 @@ fn start(args: &MountArgs, reporter: impl FnOnce() -> Reporter) -> anyhow::Resul
     let dataset = dataset::configure(&manifest::parse(&args.file, &text)?, environment.as_ref())?;
     let chosen = preflight::check_machine(args.mount_mode)?;
     let target = preflight::check_target(&args.directory)?;
+    // Before it is made.
+    preflight::check_apart(&target.directory, &CacheFolder::place(&args.cache_dir)?)?;
     let cache = CacheFolder::open(&args.cache_dir)?;
-    preflight::check_apart(&target.directory, cache.root())?;
     let lock = cache.lock(&target.directory)?;
     if !args.report && target.hides {
         eprintln!(

@@ -97,7 +97,9 @@ pub fn describe(catalog: &CatalogInfo) -> String {
     };
     let listed = jiff::Timestamp::from_second(catalog.observed_at_unix_seconds).map(|at| format!(", listed {at}"));
     let files = if catalog.files == 1 { "1 file".to_owned() } else { format!("{} files", catalog.files) };
-    format!("{files}, {}{skipped}{}", format_bytes(catalog.bytes), listed.unwrap_or_default())
+    // Alone, a number would say nothing.
+    let bytes = if catalog.bytes < 1024 { " bytes" } else { "" };
+    format!("{files}, {}{bytes}{skipped}{}", format_bytes(catalog.bytes), listed.unwrap_or_default())
 }
 
 fn shown(problem: &Problem) -> String {
@@ -112,5 +114,7 @@ mod tests {
     fn a_catalog_is_described_with_what_was_left_out() {
         let catalog = CatalogInfo { files: 3, bytes: 3 << 20, skipped: 2, ..CatalogInfo::default() };
         assert_eq!(describe(&catalog), "3 files, 3Mi, 2 keys skipped that can't be files, listed 1970-01-01T00:00:00Z");
+        let catalog = CatalogInfo { files: 1, bytes: 4, ..CatalogInfo::default() };
+        assert_eq!(describe(&catalog), "1 file, 4 bytes, listed 1970-01-01T00:00:00Z");
     }
 }

@@ -3,21 +3,25 @@
 mod render;
 mod watch;
 
+use std::error::Error as _;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use forebay_crds::Dataset;
 use kube::api::ListParams;
-use kube::{Api, Client};
+use kube::{Api, Client, Config};
 
 use crate::args::StatusArgs;
 
 /// Runs the command.
 #[tokio::main]
 pub async fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
-    let client = Client::try_default()
-        .await
-        .context("reading the kubeconfig: set KUBECONFIG, or run as `kubectl forebay` where kubectl works")?;
+    let config = Config::infer().await.map_err(|error| {
+        // Its own text has this and why we are in no pod, each several times.
+        let cause = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+        anyhow!("there is no cluster to ask; set KUBECONFIG, or run as `kubectl forebay` where kubectl works: {cause}")
+    })?;
+    let client = Client::try_from(config).context("connecting to the API server")?;
     let namespace = args.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
     let datasets: Api<Dataset> =
         if args.all_namespaces { Api::all(client) } else { Api::namespaced(client, &namespace) };

@@ -44,7 +44,8 @@ fn objects() -> Vec<(String, Vec<u8>)> {
 
 fn attribute(path: &Path, name: &str) -> String {
     let mut value = vec![0; 4096];
-    let length = rustix::fs::getxattr(path, name, &mut value).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+    let length =
+        rustix::fs::getxattr(path, name, &mut value).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     value.truncate(length);
     String::from_utf8(value).unwrap()
 }

@@ -25,10 +25,15 @@ pub struct Mode(pub &'static str);
 
 /// `forebay mount` with what all mounts need.
 pub fn mount(mode: Mode, manifest: &Path, directory: &Path, cache: &Path) -> Command {
+    mount_with_capacity("2Gi", mode, manifest, directory, cache)
+}
+
+/// The same with a cache of another size.
+pub fn mount_with_capacity(capacity: &str, mode: Mode, manifest: &Path, directory: &Path, cache: &Path) -> Command {
     let mut command = forebay();
     command.arg("mount").arg("-f").arg(manifest).arg(directory).arg("--cache-dir").arg(cache).args([
         "--capacity",
-        "2Gi",
+        capacity,
         "--mount-mode",
         mode.0,
     ]);
@@ -58,6 +63,11 @@ impl Foreground {
             started.said().contains("is mounted at")
         });
         started
+    }
+
+    /// The process, which serves too.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// What it wrote to stderr.
