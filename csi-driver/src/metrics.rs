@@ -135,12 +135,12 @@ impl Metrics {
         self.sessions.get_or_create(&one("event", event.label())).inc();
     }
 
-    /// A daemon asked for a file to be registered: whether it was, or its object is not complete, or that failed.
-    pub fn registration<E>(&self, registered: Result<bool, E>) {
+    /// A daemon asked for a file to be registered: whether it was, or its object is not complete; none when that failed.
+    pub fn registration(&self, registered: Option<bool>) {
         let result = match registered {
-            Ok(true) => "registered",
-            Ok(false) => "not_complete",
-            Err(_) => "failed",
+            Some(true) => "registered",
+            Some(false) => "not_complete",
+            None => "failed",
         };
         self.registrations.get_or_create(&one("result", result)).inc();
     }
@@ -280,7 +280,7 @@ fn register_daemon(registry: &mut Registry, daemon: Option<&Status>) {
     );
 }
 
-fn one(label: &'static str, value: impl ToString) -> Labels {
+fn one(label: &'static str, value: &(impl ToString + ?Sized)) -> Labels {
     vec![(label, value.to_string())]
 }
 
@@ -322,8 +322,8 @@ mod tests {
         metrics.mount_mode("Fuse");
         metrics.mount_mode("Kernel");
         metrics.session(SessionEvent::Lost);
-        metrics.registration::<()>(Ok(true));
-        metrics.registration(Err(()));
+        metrics.registration(Some(true));
+        metrics.registration(None);
         metrics.remounted(2);
         metrics.cache("ns.pool", true, 11);
         metrics.cache("ns.gone", true, 11);

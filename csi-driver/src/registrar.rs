@@ -59,7 +59,7 @@ impl Registrations {
                 match call {
                     Some(Call::Register(wanted)) => {
                         let registered = self.register(connection, &wanted, &folders);
-                        self.metrics.registration(registered.as_ref().map(Option::is_some));
+                        self.metrics.registration(registered.as_ref().ok().map(Option::is_some));
                         let id = registered.unwrap_or_else(|error| {
                             let id = ObjectId::from_bytes(wanted.object_id.try_into().unwrap_or_default());
                             tracing::warn!(object = %id, %error, "the object's file can't be registered; the daemon reads it");

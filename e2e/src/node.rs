@@ -73,6 +73,8 @@ impl Node {
 
     /// Boots the machine as far as containerd, ready for images.
     pub fn start_runtime(&self) -> Result<()> {
+        // Those of containers of an earlier boot are none that a machine has, and the kubelet looks for each of them.
+        self.cgroup.remove()?;
         self.cgroup.create(false)?;
         self.cgroup.child("system").create(true)?;
         self.start_machine()?;

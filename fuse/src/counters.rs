@@ -190,11 +190,6 @@ impl Present {
         count.fetch_add(1, Relaxed);
         Self(count)
     }
-
-    /// A connection that ended by itself.
-    pub(crate) fn lost(self) {
-        CONNECTIONS_LOST.fetch_add(1, Relaxed);
-    }
 }
 
 impl Drop for Present {
@@ -211,6 +206,11 @@ pub(crate) fn waiting() -> Present {
 /// A cache node is connected.
 pub(crate) fn connected() -> Present {
     Present::begin(&CONNECTED)
+}
+
+/// A cache node's connection ended.
+pub(crate) fn lost() {
+    CONNECTIONS_LOST.fetch_add(1, Relaxed);
 }
 
 /// All counts at one moment, but for those that change meanwhile.

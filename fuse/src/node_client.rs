@@ -195,9 +195,10 @@ async fn keep_connected(path: PathBuf, current: watch::Sender<Option<Arc<Connect
                     lost: AtomicBool::new(false),
                 });
                 current.send_replace(Some(Arc::clone(&connection)));
-                let counted = counters::connected();
+                let present = counters::connected();
                 let end = connection.receive_responses().await;
-                counted.lost();
+                drop(present);
+                counters::lost();
                 connection.lost.store(true, Ordering::Release);
                 current.send_replace(None);
                 connection.waiting().clear();

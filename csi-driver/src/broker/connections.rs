@@ -92,8 +92,10 @@ impl Shared {
                         Some(from_daemon::Message::Serving(serving)) => entry.serving(Some(serving.session)),
                         Some(from_daemon::Message::Status(status)) => {
                             let asked = self.state().asked.remove(&status.number);
-                            // Who has lost patience needs no answer.
-                            let _ = asked.map(|asked| asked.send(status));
+                            if let Some(asked) = asked {
+                                // Who has lost patience needs no answer.
+                                let _ = asked.send(status);
+                            }
                         }
                         _ => {}
                     }

@@ -73,6 +73,10 @@ fn main() -> ExitCode {
                 run: node_faults::a_pod_is_deleted_by_force,
             },
             Scenario {
+                name: "a_daemon_that_hangs_is_replaced_and_its_metrics_are_scraped",
+                run: node_faults::a_worker_that_hangs_is_replaced,
+            },
+            Scenario {
                 name: "a_kubelet_that_dies_while_pods_mount_goes_on_with_them",
                 run: node_faults::the_kubelet_dies_while_pods_mount,
             },

@@ -1,4 +1,4 @@
-//! What a node goes through: a pod deleted by force while it reads, a kubelet that dies while pods mount, all processes killed with everything left as
+//! What a node goes through: a pod deleted by force while it reads, a daemon that hangs, a kubelet that dies while pods mount, all processes killed with everything left as
 //! it was, a reboot. Nothing stays mounted that nobody uses, nothing is mounted over another mount, and pods come back with right bytes from the cache.
 
 use std::collections::BTreeSet;
@@ -143,6 +143,69 @@ pub fn a_pod_is_deleted_by_force(cluster: &Cluster) -> Result<()> {
     wait_nothing_staged(cluster, "node-1")
 }
 
+/// What the plugin of a node shows to Prometheus, its daemon's metrics among it.
+fn metrics(cluster: &Cluster, node: &str) -> Result<String> {
+    let plugin = daemon_set_pod(cluster, node, "csi")?;
+    let path = format!("/api/v1/namespaces/{}/pods/{plugin}:7072/proxy/metrics", forebay::SYSTEM_NAMESPACE);
+    cluster.kubectl(&["get", "--raw", &path])
+}
+
+/// Name of a component's pod on a node.
+fn daemon_set_pod(cluster: &Cluster, node: &str, component: &str) -> Result<String> {
+    let selector = format!("--selector=app.kubernetes.io/component={component}");
+    let on = format!("--field-selector=spec.nodeName={node}");
+    let output = "--output=jsonpath={.items[*].metadata.name}";
+    cluster.kubectl(&["get", "pods", "--namespace", forebay::SYSTEM_NAMESPACE, &selector, &on, output])
+}
+
+/// Restarts of the daemon's container, and its id.
+fn daemon_container(cluster: &Cluster, pod: &str) -> Result<(u64, String)> {
+    let found = cluster.get(&["pod", pod, "--namespace", forebay::SYSTEM_NAMESPACE])?;
+    let status = &found["status"]["containerStatuses"][0];
+    let id = status["containerID"].as_str().and_then(|id| id.strip_prefix("containerd://"));
+    let restarts = status["restartCount"].as_u64();
+    Ok((restarts.context("no restartCount")?, id.context("the container does not run")?.to_owned()))
+}
+
+pub fn a_worker_that_hangs_is_replaced(cluster: &Cluster) -> Result<()> {
+    let expected = load(cluster)?;
+    let node = "node-1";
+    cluster.apply(&pod(NAMESPACE, "goes-on-reading", node, &["python3", "-c", HOLDER], &[claim()]))?;
+    wait_holding(cluster, "goes-on-reading", 0, &expected)?;
+    let shown = metrics(cluster, node)?;
+    for line in ["forebay_fuse_up 1", "forebay_fuse_stalled_seconds 0.0", "forebay_csi_session_served 1"] {
+        ensure!(shown.lines().any(|shown| shown == line), "{line} is not in:\n{shown}");
+    }
+    let daemon = daemon_set_pod(cluster, node, "fuse")?;
+    let (restarts, container) = daemon_container(cluster, &daemon)?;
+    let parent = cluster.node(node)?.container_pid(&container)?;
+    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
+    let worker: i32 = children.trim().parse().with_context(|| format!("children of the parent: {children:?}"))?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(worker), nix::sys::signal::Signal::SIGSTOP)?;
+    let since = Instant::now();
+    wait_until("the daemon that hangs to be replaced", LIMIT, || {
+        let (now, _) = daemon_container(cluster, &daemon)?;
+        ensure!(now > restarts, "it has not been restarted");
+        Ok(())
+    })?;
+    println!("a worker that hangs was replaced after {:.1} s", since.elapsed().as_secs_f64());
+    wait_all_ready(cluster)?;
+    wait_until("the session to be served again", LIMIT, || {
+        let shown = metrics(cluster, node)?;
+        for line in ["forebay_fuse_up 1", "forebay_csi_session_served 1"] {
+            ensure!(shown.lines().any(|shown| shown == line), "{line} is not in:\n{shown}");
+        }
+        Ok(())
+    })?;
+    // The reader has not noticed.
+    wait_holding(cluster, "goes-on-reading", 0, &expected)?;
+    let uid = pod_field(cluster, "goes-on-reading", ".metadata.uid")?;
+    ensure!(pod_field(cluster, "goes-on-reading", ".status.phase")? == "Running", "the reader ended");
+    cluster.kubectl(&["delete", "pod", "goes-on-reading", "--namespace", NAMESPACE])?;
+    wait_gone(cluster, node, &uid)?;
+    wait_nothing_staged(cluster, node)
+}
+
 fn wait_nothing_staged(cluster: &Cluster, node: &str) -> Result<()> {
     wait_until("the staged volume to go with its last pod", LIMIT, || {
         let records = records(cluster, node)?;
@@ -182,6 +245,9 @@ pub fn the_kubelet_dies_while_pods_mount(cluster: &Cluster) -> Result<()> {
     wait_nothing_staged(cluster, "node-1")
 }
 
+/// Something that is done to a node.
+type Act = fn(&Cluster, &str) -> Result<()>;
+
 pub fn pods_come_back_with_their_node(cluster: &Cluster) -> Result<()> {
     let expected = load(cluster)?;
     let s3 = S3Server::start(cluster)?;
@@ -196,7 +262,6 @@ pub fn pods_come_back_with_their_node(cluster: &Cluster) -> Result<()> {
         wait_holding(cluster, name, 0, &expected)?;
     }
     s3.reset_traffic()?;
-    type Act = fn(&Cluster, &str) -> Result<()>;
     let rounds: [(&str, Act, Act); 2] = [
         // Mounts whose session nobody has, sockets that nobody listens to, records: all as they were.
         ("its processes were killed", Cluster::kill_processes, Cluster::start_processes),
