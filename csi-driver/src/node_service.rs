@@ -6,21 +6,35 @@ use forebay_protocol::csi::node_service_capability::{self, rpc};
 use forebay_protocol::csi::volume_capability::{self, access_mode::Mode};
 use forebay_protocol::csi::volume_usage::Unit;
 use forebay_protocol::csi::{self, VolumeCapability, VolumeCondition, VolumeUsage};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use crate::attributes;
 use crate::datasets::ResolveError;
+use crate::metrics::Metrics;
 use crate::node::{Node, NodeError};
 
 /// The service.
 pub struct NodeService {
     node: Node,
+    metrics: Metrics,
 }
 
 impl NodeService {
-    /// Serves this node.
-    pub fn new(node: Node) -> Self {
-        Self { node }
+    /// Serves this node, and counts what is done.
+    pub fn new(node: Node, metrics: Metrics) -> Self {
+        Self { node, metrics }
+    }
+
+    /// Counts a call, and how long it took, in the end.
+    async fn measured<T>(
+        &self,
+        operation: &'static str,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<Response<T>, Status> {
+        let running = self.metrics.begin(operation);
+        let result = call.await;
+        running.end(result.as_ref().err().map_or(Code::Ok, Status::code));
+        result.map(Response::new)
     }
 }
 
@@ -73,13 +87,8 @@ fn check_capability(capability: Option<&VolumeCapability>, inline: bool) -> Resu
     }
 }
 
-#[tonic::async_trait]
-impl csi::node_server::Node for NodeService {
-    async fn node_stage_volume(
-        &self,
-        request: Request<csi::NodeStageVolumeRequest>,
-    ) -> Result<Response<csi::NodeStageVolumeResponse>, Status> {
-        let request = request.into_inner();
+impl NodeService {
+    async fn stage(&self, request: csi::NodeStageVolumeRequest) -> Result<csi::NodeStageVolumeResponse, Status> {
         let id = required(&request.volume_id, "volume_id")?;
         let path = required(&request.staging_target_path, "staging_target_path")?;
         check_capability(request.volume_capability.as_ref(), false)?;
@@ -88,25 +97,17 @@ impl csi::node_server::Node for NodeService {
             tracing::warn!(volume = id, %error, "staging failed");
         }
         staged?;
-        Ok(Response::new(csi::NodeStageVolumeResponse {}))
+        Ok(csi::NodeStageVolumeResponse {})
     }
 
-    async fn node_unstage_volume(
-        &self,
-        request: Request<csi::NodeUnstageVolumeRequest>,
-    ) -> Result<Response<csi::NodeUnstageVolumeResponse>, Status> {
-        let request = request.into_inner();
+    async fn unstage(&self, request: csi::NodeUnstageVolumeRequest) -> Result<csi::NodeUnstageVolumeResponse, Status> {
         let id = required(&request.volume_id, "volume_id")?;
         let path = required(&request.staging_target_path, "staging_target_path")?;
         self.node.unstage(id, Path::new(path)).await?;
-        Ok(Response::new(csi::NodeUnstageVolumeResponse {}))
+        Ok(csi::NodeUnstageVolumeResponse {})
     }
 
-    async fn node_publish_volume(
-        &self,
-        request: Request<csi::NodePublishVolumeRequest>,
-    ) -> Result<Response<csi::NodePublishVolumeResponse>, Status> {
-        let request = request.into_inner();
+    async fn publish(&self, request: csi::NodePublishVolumeRequest) -> Result<csi::NodePublishVolumeResponse, Status> {
         let id = required(&request.volume_id, "volume_id")?;
         let target = required(&request.target_path, "target_path")?;
         let inline = attributes::is_inline(&request.volume_context);
@@ -126,18 +127,48 @@ impl csi::node_server::Node for NodeService {
             tracing::warn!(volume = id, %error, "publishing failed");
         }
         published?;
-        Ok(Response::new(csi::NodePublishVolumeResponse {}))
+        Ok(csi::NodePublishVolumeResponse {})
+    }
+
+    async fn unpublish(
+        &self,
+        request: csi::NodeUnpublishVolumeRequest,
+    ) -> Result<csi::NodeUnpublishVolumeResponse, Status> {
+        let id = required(&request.volume_id, "volume_id")?;
+        let target = required(&request.target_path, "target_path")?;
+        self.node.unpublish(id, Path::new(target)).await?;
+        Ok(csi::NodeUnpublishVolumeResponse {})
+    }
+}
+
+#[tonic::async_trait]
+impl csi::node_server::Node for NodeService {
+    async fn node_stage_volume(
+        &self,
+        request: Request<csi::NodeStageVolumeRequest>,
+    ) -> Result<Response<csi::NodeStageVolumeResponse>, Status> {
+        self.measured("stage", self.stage(request.into_inner())).await
+    }
+
+    async fn node_unstage_volume(
+        &self,
+        request: Request<csi::NodeUnstageVolumeRequest>,
+    ) -> Result<Response<csi::NodeUnstageVolumeResponse>, Status> {
+        self.measured("unstage", self.unstage(request.into_inner())).await
+    }
+
+    async fn node_publish_volume(
+        &self,
+        request: Request<csi::NodePublishVolumeRequest>,
+    ) -> Result<Response<csi::NodePublishVolumeResponse>, Status> {
+        self.measured("publish", self.publish(request.into_inner())).await
     }
 
     async fn node_unpublish_volume(
         &self,
         request: Request<csi::NodeUnpublishVolumeRequest>,
     ) -> Result<Response<csi::NodeUnpublishVolumeResponse>, Status> {
-        let request = request.into_inner();
-        let id = required(&request.volume_id, "volume_id")?;
-        let target = required(&request.target_path, "target_path")?;
-        self.node.unpublish(id, Path::new(target)).await?;
-        Ok(Response::new(csi::NodeUnpublishVolumeResponse {}))
+        self.measured("unpublish", self.unpublish(request.into_inner())).await
     }
 
     async fn node_get_volume_stats(

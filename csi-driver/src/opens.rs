@@ -48,6 +48,15 @@ pub struct Watched {
     pub node: NodeClient,
 }
 
+/// A window that has ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    /// When.
+    pub end: Instant,
+    /// Opens that were seen in it; none when they could not be watched.
+    pub opens: Option<u64>,
+}
+
 /// What was seen of one overlay.
 #[derive(Debug, Default)]
 struct Seen {
@@ -78,8 +87,8 @@ impl Schedule {
 }
 
 /// Watches these overlays for one window, and tells their cache nodes what was opened: each open stands for those since the last window, whose end
-/// was `since`. Gives the end of this one.
-pub async fn watch(since: Instant, trees: Vec<Watched>) -> Instant {
+/// was `since`. Gives this one.
+pub async fn watch(since: Instant, trees: Vec<Watched>) -> Window {
     let watching = tokio::task::spawn_blocking(move || {
         let began = Instant::now();
         let seen = collect(&trees, began + WINDOW);
@@ -89,14 +98,15 @@ pub async fn watch(since: Instant, trees: Vec<Watched>) -> Instant {
         Ok((Ok(seen), window, trees)) => (seen, window, trees),
         Ok((Err(errno), ..)) => {
             tracing::warn!(%errno, "opens of cached files can't be watched; the cache takes them for less used than they are");
-            return Instant::now();
+            return Window { end: Instant::now(), opens: None };
         }
         Err(error) => {
             tracing::warn!(%error, "a thread panicked");
-            return Instant::now();
+            return Window { end: Instant::now(), opens: None };
         }
     };
     let stands_for = weight(since, &window);
+    let opens = seen.iter().map(|seen| seen.opens as u64).sum();
     for (tree, seen) in trees.iter().zip(seen) {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         // When the node is away, what it is not told is a small part of what it does not see.
@@ -107,7 +117,7 @@ pub async fn watch(since: Instant, trees: Vec<Watched>) -> Instant {
         }
         tracing::debug!(tree = %tree.tree.display(), opens = seen.opens, stands_for, "watched the opens of a volume");
     }
-    window.end
+    Window { end: window.end, opens: Some(opens) }
 }
 
 /// How many opens each stands for that was seen in this window.

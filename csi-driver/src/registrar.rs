@@ -12,6 +12,8 @@ use forebay_fuse::passthrough::{BackingId, OpenTable, complete_file, device};
 use forebay_protocol::blocking::BlockingSocket;
 use forebay_protocol::broker::{Register, Registered, Registration, registration::Call};
 
+use crate::metrics::Metrics;
+
 /// Most files that are registered at once: as many as the table of open inodes has room for. Each is an open file of the kernel.
 const MOST: usize = 1 << 18;
 
@@ -25,12 +27,18 @@ pub struct Registrations {
     table: OpenTable,
     /// Those of this process's life, with the number of the connection that asked for each.
     asked_by: Mutex<HashMap<BackingId, u64>>,
+    metrics: Metrics,
 }
 
 impl Registrations {
     /// For a session and its table of open inodes.
-    pub fn new(session: Arc<OwnedFd>, table: OpenTable) -> Self {
-        Self { session, table, asked_by: Mutex::default() }
+    pub fn new(session: Arc<OwnedFd>, table: OpenTable, metrics: Metrics) -> Self {
+        Self { session, table, asked_by: Mutex::default(), metrics }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.asked_by().len()
     }
 
     /// The table of open inodes.
@@ -50,7 +58,9 @@ impl Registrations {
             while let Some(Registration { call }) = socket.receive()? {
                 match call {
                     Some(Call::Register(wanted)) => {
-                        let id = self.register(connection, &wanted, &folders).unwrap_or_else(|error| {
+                        let registered = self.register(connection, &wanted, &folders);
+                        self.metrics.registration(registered.as_ref().ok().map(Option::is_some));
+                        let id = registered.unwrap_or_else(|error| {
                             let id = ObjectId::from_bytes(wanted.object_id.try_into().unwrap_or_default());
                             tracing::warn!(object = %id, %error, "the object's file can't be registered; the daemon reads it");
                             None

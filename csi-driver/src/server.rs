@@ -2,6 +2,7 @@
 
 use std::fs::TryLockError;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use tonic::transport::Server;
 use crate::authority;
 use crate::broker::Broker;
 use crate::datasets::Datasets;
+use crate::health::{self, Pages};
 use crate::identity_service::IdentityService;
 use crate::mount::mode::Wanted;
 use crate::node::{Node, NodeError};
@@ -62,6 +64,9 @@ pub struct Arguments {
     /// a second at a time; 0 never
     #[arg(long, value_name = "PERCENT", default_value_t = opens::DEFAULT_PERCENT, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub watch_opens: u8,
+    /// Serve /metrics, /healthz and /readyz at this address
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<SocketAddr>,
     /// A JSON list of Datasets and CacheRuntimes, instead of the API server
     #[arg(long)]
     pub objects: Option<PathBuf>,
@@ -92,6 +97,14 @@ pub enum ServerError {
         /// The cause.
         source: io::Error,
     },
+    /// The address of the metrics.
+    #[error("listening at {address}: {source}")]
+    Address {
+        /// As it was given.
+        address: SocketAddr,
+        /// The cause.
+        source: io::Error,
+    },
     /// The node's state.
     #[error(transparent)]
     Node(#[from] NodeError),
@@ -113,10 +126,11 @@ pub async fn run(arguments: Arguments, shutdown: impl Future<Output = ()>) -> Re
         None => Datasets::ApiServer(kube::Client::try_default().await?),
     };
     let _lock = lock(&paths.lock()).await?;
-    tell_mode(arguments.mount_mode, &paths.run_dir);
+    let mode = tell_mode(arguments.mount_mode, &paths.run_dir);
     let broker_socket = paths.broker_socket();
     let broker = Broker::listen(&broker_socket, Some(FOREBAY_GID), arguments.daemon_uid).await;
     let broker = broker.map_err(|source| ServerError::Listen { path: broker_socket, source })?;
+    broker.metrics().mount_mode(&mode);
     let node = Node::start(&arguments.node_name, paths.clone(), datasets, broker.clone(), arguments.mount_mode).await?;
 
     if let Some(schedule) = Schedule::of_percent(arguments.watch_opens) {
@@ -129,13 +143,19 @@ pub async fn run(arguments: Arguments, shutdown: impl Future<Output = ()>) -> Re
         while stopped.changed().await.is_ok() {}
     };
     let csi = Server::builder()
-        .add_service(NodeServer::new(NodeService::new(node)))
+        .add_service(NodeServer::new(NodeService::new(node.clone(), broker.metrics())))
         .add_service(IdentityServer::new(IdentityService { broker: broker.clone() }))
         .serve_with_incoming_shutdown(listen(&paths.csi_socket())?, wait(stopped.clone()));
     let registration = RegistrationService { csi_socket: paths.csi_socket() };
     let registration = Server::builder()
         .add_service(RegistrationServer::new(registration))
         .serve_with_incoming_shutdown(listen(&paths.registration_socket())?.map_ok(authority::relay), wait(stopped));
+    let _pages = match arguments.listen {
+        Some(address) => {
+            Some(health::listen(address, Pages { node, broker: broker.clone(), paths: paths.clone() }).await?)
+        }
+        None => None,
+    };
     tracing::info!(node = arguments.node_name, socket = %paths.csi_socket().display(), "serving");
     let shutdown = async {
         shutdown.await;
@@ -156,8 +176,8 @@ pub async fn run(arguments: Arguments, shutdown: impl Future<Output = ()>) -> Re
     Ok(())
 }
 
-/// Tells how volumes are mounted, and why: in the log, and to the cache nodes of this machine, in whose status it shows.
-fn tell_mode(wanted: Wanted, run_dir: &Path) {
+/// Tells how volumes are mounted, and why: in the log, and to the cache nodes of this machine, in whose status it shows. Gives the mode.
+fn tell_mode(wanted: Wanted, run_dir: &Path) -> String {
     let mode = match wanted.choose() {
         Ok(chosen) => {
             tracing::info!(mode = %chosen.mode, reason = chosen.reason, "how volumes are mounted");
@@ -171,6 +191,7 @@ fn tell_mode(wanted: Wanted, run_dir: &Path) {
     if let Err(error) = forebay_protocol::mount_mode::write(run_dir, &mode) {
         tracing::warn!(folder = %run_dir.display(), %error, "the cache nodes of this machine can't be told the mount mode");
     }
+    mode.mode
 }
 
 /// Waits until no other plugin runs on this node: two would take each other's sockets and mounts.

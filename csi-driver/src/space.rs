@@ -30,12 +30,13 @@ const TOLERATED: u64 = 100;
 pub struct Space {
     node: NodeClient,
     rate: Rate,
+    held_bytes: u64,
 }
 
 impl Space {
     /// Of the cache whose node listens at `socket`. Must be called within a tokio runtime.
     pub fn new(socket: &Path) -> Self {
-        Self { node: NodeClient::new(socket), rate: Rate::default() }
+        Self { node: NodeClient::new(socket), rate: Rate::default(), held_bytes: 0 }
     }
 
     /// Whether the node is there to be asked.
@@ -43,16 +44,24 @@ impl Space {
         self.node.connected().is_some()
     }
 
-    /// Asks the node, and remounts the trees over its cache if that is due.
-    pub async fn look(&mut self, trees: Vec<PathBuf>) {
-        let Ok(Some(held)) = tokio::time::timeout(PATIENCE, self.node.held()).await else { return };
+    /// How much was held when the node was asked last.
+    pub fn held_bytes(&self) -> u64 {
+        self.held_bytes
+    }
+
+    /// Asks the node, and remounts the trees over its cache if that is due. Gives how many were.
+    pub async fn look(&mut self, trees: Vec<PathBuf>) -> u64 {
+        let Ok(Some(held)) = tokio::time::timeout(PATIENCE, self.node.held()).await else { return 0 };
+        self.held_bytes = held.held_bytes;
+        let mut remounted = 0;
         if !self.rate.is_due(&held, Instant::now()) {
-            return;
+            return remounted;
         }
         for tree in trees {
             let at = tree.display().to_string();
             match tokio::task::spawn_blocking(move || mount::overlay::let_go(&tree)).await {
                 Ok(Ok(())) => {
+                    remounted += 1;
                     tracing::info!(tree = at, held_bytes = held.held_bytes, "remounted to free evicted objects");
                 }
                 Ok(Err(error)) => {
@@ -61,6 +70,7 @@ impl Space {
                 Err(error) => tracing::warn!(%error, "a thread panicked"),
             }
         }
+        remounted
     }
 }
 

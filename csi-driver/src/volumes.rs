@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::mount::mode::Mode;
+
 /// One staged volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -94,6 +96,16 @@ pub enum Shown {
         /// The slot; none while it has not been given yet.
         slot: Option<u16>,
     },
+}
+
+impl Shown {
+    /// The mode in which a volume is shown so.
+    pub fn mode(self) -> Mode {
+        match self {
+            Self::Overlay => Mode::Kernel,
+            Self::Tree { .. } => Mode::Fuse,
+        }
+    }
 }
 
 /// The records.

@@ -65,6 +65,7 @@ async fn the_driver_registers_and_a_volume_goes_through_its_life_over_grpc(mode:
         daemon_uid: FUSE_UID,
         mount_mode: mode,
         watch_opens: 3,
+        listen: None,
         objects: Some(world.scratch.path().join("objects.json")),
     };
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();

@@ -73,8 +73,14 @@ impl Cgroup {
 
     /// Kills every process in this cgroup and below and waits until none is left.
     pub fn kill_all(&self) -> Result<()> {
+        self.kill_all_but(&[])
+    }
+
+    /// Kills every process in this cgroup and below but these, and waits until no other is left.
+    pub fn kill_all_but(&self, spared: &[u32]) -> Result<()> {
         wait_until(&format!("killing the processes of cgroup {}", self.absolute()), Duration::from_secs(30), || {
-            let pids = self.processes()?;
+            let mut pids = self.processes()?;
+            pids.retain(|pid| !spared.contains(&pid.as_raw().cast_unsigned()));
             if pids.is_empty() {
                 return Ok(());
             }

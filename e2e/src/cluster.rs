@@ -320,6 +320,25 @@ impl Cluster {
         self.start_kubelet(&node)
     }
 
+    /// Kills every process of a node, kubelet, containerd, shims and containers, and nothing else: its mounts, files and sockets stay as they are.
+    pub fn kill_processes(&self, name: &str) -> Result<()> {
+        self.node(name)?.kill_all_but_the_machine()
+    }
+
+    /// Starts containerd and the kubelet again on a node whose processes were killed.
+    pub fn start_processes(&self, name: &str) -> Result<()> {
+        let node = self.node(name)?;
+        node.start_containerd()?;
+        self.start_kubelet(&node)
+    }
+
+    /// Kills the kubelet of a node alone, and starts it again.
+    pub fn restart_kubelet(&self, name: &str) -> Result<()> {
+        let node = self.node(name)?;
+        node.kill_kubelet()?;
+        self.start_kubelet_alone(&node)
+    }
+
     /// Waits until the node is ready, or until the cluster has noticed that it is not.
     pub fn wait_node_ready(&self, name: &str, ready: bool) -> Result<()> {
         let wanted = if ready { "True" } else { "not True" };
@@ -341,9 +360,13 @@ impl Cluster {
     }
 
     fn start_kubelet(&self, node: &Node) -> Result<()> {
+        self.start_kubelet_alone(node)?;
+        node.start_proxy(&self.control_plane().folder.join("kube-proxy.kubeconfig"))
+    }
+
+    fn start_kubelet_alone(&self, node: &Node) -> Result<()> {
         let control = self.control_plane().folder;
-        let kubeconfig = control.join(format!("{}.kubeconfig", node.name));
-        node.start_kubelet(&kubeconfig, &control.join("ca.crt"), &control.join("kube-proxy.kubeconfig"))
+        node.start_kubelet(&control.join(format!("{}.kubeconfig", node.name)), &control.join("ca.crt"))
     }
 
     /// Pods are refused until the controller manager has made this account.

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 
 use crate::cgroup::Cgroup;
-use crate::command::{command, run};
+use crate::command::{command, run, text};
 use crate::control_plane::kube_proxy_line;
 use crate::daemon::{Daemon, Namespaces};
 use crate::images::PAUSE_IMAGE;
@@ -73,10 +73,17 @@ impl Node {
 
     /// Boots the machine as far as containerd, ready for images.
     pub fn start_runtime(&self) -> Result<()> {
+        // Those of containers of an earlier boot are none that a machine has, and the kubelet looks for each of them.
+        self.cgroup.remove()?;
         self.cgroup.create(false)?;
         self.cgroup.child("system").create(true)?;
         self.start_machine()?;
         self.write_runtime_config()?;
+        self.start_containerd()
+    }
+
+    /// Starts containerd on a machine that runs.
+    pub fn start_containerd(&self) -> Result<()> {
         let containerd =
             self.daemon("containerd", &["containerd".into(), "--config".into(), self.path("containerd.toml")])?;
         containerd.wait_ready(Duration::from_secs(30), || {
@@ -84,8 +91,8 @@ impl Node {
         })
     }
 
-    /// Starts the kubelet and kube-proxy; the API server must serve already.
-    pub fn start_kubelet(&self, kubeconfig: &Path, ca: &Path, proxy_kubeconfig: &Path) -> Result<()> {
+    /// Starts the kubelet; the API server must serve already.
+    pub fn start_kubelet(&self, kubeconfig: &Path, ca: &Path) -> Result<()> {
         let config = self.path("kubelet.json");
         fs::write(&config, self.kubelet_config(ca).to_string()).with_context(|| format!("writing {config}"))?;
         let program = paths::bin().join("forebay-cluster").display().to_string();
@@ -99,9 +106,17 @@ impl Node {
             "--root-dir=/var/lib/kubelet".into(),
             "--cert-dir=/var/lib/kubelet/pki".into(),
         ];
-        self.daemon("kubelet", &line)?;
-        self.daemon("kube-proxy", &kube_proxy_line(&self.name, proxy_kubeconfig))?;
-        Ok(())
+        self.daemon("kubelet", &line).map(drop)
+    }
+
+    /// Starts kube-proxy.
+    pub fn start_proxy(&self, kubeconfig: &Path) -> Result<()> {
+        self.daemon("kube-proxy", &kube_proxy_line(&self.name, kubeconfig)).map(drop)
+    }
+
+    /// Kills the kubelet alone, as a crash would end it.
+    pub fn kill_kubelet(&self) -> Result<()> {
+        Daemon::recorded("kubelet", &self.title("kubelet"), &self.folder)?.kill()
     }
 
     /// Imports an image archive into the node's containerd.
@@ -155,6 +170,17 @@ impl Node {
     /// Kills every process of the node, containers included, at once.
     pub fn kill(&self) -> Result<()> {
         self.cgroup.kill_all().with_context(|| format!("killing {}", self.name))
+    }
+
+    /// Kills them all but the one that holds the node's namespaces, so that mounts stay as they are, and files, and sockets that nobody listens to.
+    pub fn kill_all_but_the_machine(&self) -> Result<()> {
+        let machine = self.machine()?.pid;
+        self.cgroup.kill_all_but(&[machine]).with_context(|| format!("killing the processes of {}", self.name))
+    }
+
+    /// What is mounted on the node, as `/proc/self/mountinfo` says.
+    pub fn mountinfo(&self) -> Result<String> {
+        text(&mut self.command("cat", &["/proc/self/mountinfo"]))
     }
 
     /// A process that holds the node's namespaces, with the node's own folders bound in place.

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::keeper::{Keeper, Kept};
 use crate::passthrough::{OpenTable, Passthrough, RegistrarByPlugin};
+use crate::status::{self, Standing};
 use crate::{Registry, Server, Tree};
 
 /// First pause before connecting to the plugin again; it doubles up to [`LONGEST_PAUSE`].
@@ -43,6 +44,8 @@ struct Daemon {
     kept: Option<Kept>,
     /// Whether the plugin has the descriptor too, or there is none.
     may_end: watch::Sender<bool>,
+    /// What is told to who asks how the daemon is.
+    standing: Arc<Standing>,
 }
 
 /// Why a connection to the plugin ended.
@@ -62,8 +65,21 @@ pub async fn run(broker: &Path, keeper: Option<Keeper>, shutdown: impl Future<Ou
     raise_descriptor_limit();
     let kept = keeper.as_ref().and_then(of_last_worker);
     let (sender, may_end) = watch::channel(kept.is_none());
-    let mut daemon =
-        Daemon { broker: broker.to_owned(), registry: Registry::new(), serving: None, keeper, kept, may_end: sender };
+    let standing = Arc::<Standing>::default();
+    // A task of its own: it answers while a large catalog is opened.
+    let status = tokio::spawn({
+        let (broker, standing) = (broker.to_owned(), Arc::clone(&standing));
+        async move { status::serve(&broker, &standing).await }
+    });
+    let mut daemon = Daemon {
+        broker: broker.to_owned(),
+        registry: Registry::new(),
+        serving: None,
+        keeper,
+        kept,
+        may_end: sender,
+        standing,
+    };
     let handed_over = async {
         shutdown.await;
         tracing::info!("shutting down");
@@ -81,6 +97,7 @@ pub async fn run(broker: &Path, keeper: Option<Keeper>, shutdown: impl Future<Ou
         server.stop().await;
     }
     daemon.registry.report_served().await;
+    status.abort();
 }
 
 impl Daemon {
@@ -92,7 +109,9 @@ impl Daemon {
                 Ok(plugin) => {
                     (pause, last_cause) = (FIRST_PAUSE, String::new());
                     tracing::info!(broker = %self.broker.display(), "connected to the CSI plugin");
+                    self.standing.set_connected(true);
                     let end = self.talk(&plugin).await;
+                    self.standing.set_connected(false);
                     self.may_end.send_replace(self.serving.is_none() && self.kept.is_none());
                     match end {
                         Ok(()) => "it closed the connection".to_owned(),
@@ -136,6 +155,10 @@ impl Daemon {
                     self.may_end.send_replace(true);
                 }
                 Some(from_plugin::Message::Stop(stop)) => self.stop(&stop.session).await,
+                Some(from_plugin::Message::Ask(ask)) => {
+                    let status = from_daemon::Message::Status(self.standing.status(ask.number));
+                    plugin.send(&FromDaemon { message: Some(status) }, &[]).await?;
+                }
                 None => tracing::warn!("a message of a newer plugin was ignored"),
             }
         }
@@ -205,7 +228,9 @@ impl Daemon {
         let fd = fds.next().ok_or(ConnectionError::Protocol("named a session without its descriptor"))?;
         let passthrough = fds.next().map(|table| self.passthrough(session, table)).transpose()?;
         // A session that is replaced was unmounted while there was no connection.
-        let server = Server::start(Arc::new(fd), self.registry.clone(), passthrough)?;
+        let fd = Arc::new(fd);
+        self.standing.set_session(&fd);
+        let server = Server::start(fd, self.registry.clone(), passthrough)?;
         self.serving = Some((session.to_owned(), server));
         tracing::info!(session, "serving a session");
         Ok(())

@@ -6,6 +6,7 @@
 
 pub mod abi;
 mod backing;
+mod counters;
 pub mod daemon;
 pub mod handshake;
 pub mod keeper;
@@ -18,6 +19,7 @@ pub mod passthrough;
 mod ranges;
 mod registry;
 pub mod session;
+pub mod status;
 pub mod supervise;
 mod tree;
 mod wake;

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use clap::Parser;
 use forebay_fuse::keeper::Keeper;
-use forebay_fuse::{daemon, supervise};
+use forebay_fuse::status::{Question, STALL_LIMIT};
+use forebay_fuse::{daemon, status, supervise};
 
 /// The FUSE daemon of a Kubernetes node: a parent that does nothing but start the worker again when it dies, and the worker.
 #[derive(Debug, Parser)]
@@ -20,21 +22,40 @@ struct Arguments {
     /// Where the worker keeps its session for the next one: two descriptors that it inherits
     #[arg(long, hide = true, requires = "worker")]
     keeper: Option<String>,
+    /// How many workers the parent had before this one
+    #[arg(long, hide = true, requires = "worker", default_value_t = 0)]
+    restarts: u64,
+    /// Be a probe: ask the daemon of this network namespace, with the same broker, how it is, and end with 0 if it is well
+    #[arg(long, conflicts_with = "worker")]
+    probe: Option<Question>,
+    /// How long a request may keep a thread, or not be taken up, before a probe takes the worker for hung, in seconds
+    #[arg(long, requires = "probe", default_value_t = STALL_LIMIT.as_secs())]
+    stall_limit: u64,
 }
+
+/// How long a probe waits for the daemon, to connect and for the answer: together less than the chart's `timeoutSeconds`, so that the reason is told.
+const PROBE_PATIENCE: Duration = Duration::from_secs(2);
 
 fn main() -> anyhow::Result<()> {
     forebay_protocol::log::init();
-    let Arguments { broker, worker, keeper } = Arguments::parse();
+    let Arguments { broker, worker, keeper, restarts, probe, stall_limit } = Arguments::parse();
+    if let Some(question) = probe {
+        return Ok(status::probe(&broker, question, PROBE_PATIENCE, Duration::from_secs(stall_limit))?);
+    }
     if worker {
         supervise::begin_worker()?;
+        status::note_restarts(restarts);
         return serve(&broker, keeper.as_deref().map(Keeper::inherited).transpose()?);
     }
     let program = std::env::current_exe()?;
     let keeper = Keeper::new()?;
+    let mut started = 0_u64;
     let code = supervise::run(|| {
         let mut command = Command::new(&program);
         let kept_in = keeper.pass_to(&mut command);
         command.arg("--worker").arg("--keeper").arg(kept_in).arg("--broker").arg(&broker);
+        command.arg("--restarts").arg(started.to_string());
+        started += 1;
         command
     })?;
     std::process::exit(code)

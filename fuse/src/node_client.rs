@@ -15,6 +15,8 @@ use forebay_protocol::local::{Close, Held, HeldQuery, Request, Response, Served,
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
+use crate::counters;
+
 /// First pause before connecting again; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 
@@ -193,7 +195,10 @@ async fn keep_connected(path: PathBuf, current: watch::Sender<Option<Arc<Connect
                     lost: AtomicBool::new(false),
                 });
                 current.send_replace(Some(Arc::clone(&connection)));
+                let present = counters::connected();
                 let end = connection.receive_responses().await;
+                drop(present);
+                counters::lost();
                 connection.lost.store(true, Ordering::Release);
                 current.send_replace(None);
                 connection.waiting().clear();

@@ -17,6 +17,7 @@ use crate::abi::{
     Attr, AttrOut, EntryOut, InHeader, OpenOut, ROOT_ID, ReadIn, ReleaseIn, StatfsOut, UNIQUE_RESEND, fopen, op,
 };
 use crate::backing::Bytes;
+use crate::counters;
 use crate::lease::{OpenObject, ReadError};
 use crate::listing::Listing;
 use crate::passthrough::{Mode, Passthrough};
@@ -208,6 +209,7 @@ impl Objects {
         }
         let found = self.find(node_id)?;
         let mode = self.passthrough.as_ref().map_or(Mode::Daemon, |passthrough| passthrough.open(node_id, &found));
+        counters::open(mode);
         let out = match mode {
             Mode::Passthrough(id) => {
                 found.catalog.count_opened(found.id);

@@ -17,6 +17,7 @@ use tokio::task::AbortHandle;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::abi::{self, InHeader, InterruptIn, OutHeader, op};
+use crate::counters;
 use crate::handshake::MAX_PAGES;
 use crate::listen::{Listening, has_request};
 use crate::objects::{Later, Objects, Outcome, Pace};
@@ -195,10 +196,11 @@ impl Session {
             tracing::error!(length = request.len(), "a request without a header was ignored");
             return;
         };
+        let _taken_up = counters::take_up(header.opcode);
         if header.opcode == op::INTERRUPT {
             return self.interrupt(&header, body);
         }
-        match self.objects.handle(&header, body, answer) {
+        match counters::outcome(self.objects.handle(&header, body, answer)) {
             Outcome::Reply(length) => {
                 if !self.reply(header.unique, 0, answer.get(..length).unwrap_or_default()) {
                     self.objects.not_taken(&header);
@@ -217,8 +219,10 @@ impl Session {
         slow.next += 1;
         let ticket = slow.next;
         let session = Arc::clone(self);
+        let waiting = counters::waiting();
         let task = self.runtime.spawn(async move {
             let result = later.await;
+            drop(waiting);
             if session.take(unique, Some(ticket)).is_some() {
                 match result {
                     Ok(bytes) => session.reply(unique, 0, &bytes),
@@ -256,6 +260,7 @@ impl Session {
 
     /// Answers; whether the kernel took it.
     fn reply(&self, unique: u64, error: i32, body: &[u8]) -> bool {
+        counters::answer(error);
         let header = OutHeader { len: (size_of::<OutHeader>() + body.len()) as u32, error, unique };
         let parts = [IoSlice::new(header.as_bytes()), IoSlice::new(body)];
         match rustix::io::writev(&*self.fd, &parts) {

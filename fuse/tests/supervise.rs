@@ -4,6 +4,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use nix::unistd::Pid;
 struct Program {
     child: Child,
     broker: UnixListener,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Program {
@@ -34,7 +35,32 @@ impl Program {
         nix::sys::socket::bind(std::os::fd::AsRawFd::as_raw_fd(&broker), &address).unwrap();
         nix::sys::socket::listen(&broker, nix::sys::socket::Backlog::new(8).unwrap()).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_forebay-fuse")).arg("--broker").arg(&socket).spawn().unwrap();
-        Self { child, broker: broker.into(), _folder: folder }
+        Self { child, broker: broker.into(), folder }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("broker.sock")
+    }
+
+    /// Runs a probe, as a container's exec probe does: nothing when the daemon is well, else why not.
+    fn probe(&self, question: &str) -> Option<String> {
+        let mut probe = Command::new(env!("CARGO_BIN_EXE_forebay-fuse"));
+        let output = probe.arg("--broker").arg(self.socket()).args(["--probe", question]).output().unwrap();
+        (!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    /// Waits until a probe says this: nothing when the daemon is to be well.
+    fn until_probe_says(&self, question: &str, expected: Option<&str>) {
+        let began = Instant::now();
+        loop {
+            let said = self.probe(question);
+            match (&said, expected) {
+                (None, None) => return,
+                (Some(said), Some(expected)) if said.contains(expected) => return,
+                _ => assert!(began.elapsed() < Duration::from_secs(20), "{question}: {said:?}, not {expected:?}"),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     fn parent(&self) -> Pid {
@@ -152,4 +178,35 @@ fn a_worker_does_not_outlive_its_parent() {
     program.child.kill().unwrap();
     program.child.wait().unwrap();
     until_gone(worker);
+}
+
+#[tokio::test]
+async fn a_probe_tells_a_worker_that_hangs_from_one_that_has_no_plugin() {
+    let program = Program::start();
+    let (socket, ..) = program.hello().await;
+    let worker = Pid::from_raw(socket.peer().unwrap().pid);
+    for question in ["alive", "ready"] {
+        program.until_probe_says(question, None);
+    }
+    kill(worker, Signal::SIGSTOP).unwrap();
+    for question in ["alive", "ready"] {
+        program.until_probe_says(question, Some("the worker does not answer"));
+    }
+    kill(worker, Signal::SIGCONT).unwrap();
+    program.until_probe_says("ready", None);
+    drop(socket);
+    program.until_probe_says("ready", Some("the CSI plugin is not connected"));
+    assert_eq!(program.probe("alive"), None);
+}
+
+#[test]
+fn the_next_worker_answers_probes_in_place_of_the_killed_one_and_knows_that_it_is_not_the_first() {
+    let program = Program::start();
+    for restarts in 0..3 {
+        let worker = program.worker();
+        program.until_probe_says("alive", None);
+        let status = forebay_fuse::status::ask(&program.socket(), Duration::from_secs(5)).unwrap();
+        assert_eq!(status.worker_restarts, restarts);
+        kill(worker, Signal::SIGKILL).unwrap();
+    }
 }

@@ -23,11 +23,20 @@ pub struct BlockingSocket {
 impl BlockingSocket {
     /// Connects to the listener at `path`. Sending and receiving fail when they take longer than `patience`.
     pub fn connect(path: &Path, patience: Duration) -> io::Result<Self> {
+        Self::connect_to(&SocketAddrUnix::new(path)?, patience)
+    }
+
+    /// The same with a listener that has a name and no path.
+    pub fn connect_abstract(name: &[u8], patience: Duration) -> io::Result<Self> {
+        Self::connect_to(&SocketAddrUnix::new_abstract_name(name)?, patience)
+    }
+
+    fn connect_to(address: &SocketAddrUnix, patience: Duration) -> io::Result<Self> {
         let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         for timeout in [Timeout::Recv, Timeout::Send] {
             set_socket_timeout(&fd, timeout, Some(patience))?;
         }
-        rustix::net::connect(&fd, &SocketAddrUnix::new(path)?)?;
+        rustix::net::connect(&fd, address)?;
         Ok(Self { fd })
     }
 

@@ -149,11 +149,11 @@ impl AsFd for FdSocket {
     }
 }
 
-/// A listening socket at a path; the path is removed when it is dropped.
+/// A listening socket at a path, which is removed when it is dropped, or with a name of its network namespace.
 #[derive(Debug)]
 pub struct FdListener {
     fd: AsyncFd<OwnedFd>,
-    path: PathBuf,
+    path: Option<PathBuf>,
 }
 
 impl FdListener {
@@ -181,7 +181,15 @@ impl FdListener {
         }
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
         rustix::net::listen(&socket, 128)?;
-        Ok(Self { fd: register(socket)?, path: path.to_owned() })
+        Ok(Self { fd: register(socket)?, path: Some(path.to_owned()) })
+    }
+
+    /// Listens at a name that only processes of this network namespace see, and all of them. It needs no folder, and ends with the process.
+    pub fn bind_abstract(name: &[u8]) -> io::Result<Self> {
+        let socket = new_socket()?;
+        rustix::net::bind(&socket, &SocketAddrUnix::new_abstract_name(name)?)?;
+        rustix::net::listen(&socket, 128)?;
+        Ok(Self { fd: register(socket)?, path: None })
     }
 
     /// The next connection.
@@ -199,7 +207,7 @@ impl FdListener {
 impl Drop for FdListener {
     fn drop(&mut self) {
         // Best effort: a path that is left behind is replaced by the next listener.
-        let _ = std::fs::remove_file(&self.path);
+        let _ = self.path.as_ref().map(std::fs::remove_file);
     }
 }
 

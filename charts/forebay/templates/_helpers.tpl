@@ -30,3 +30,8 @@ imagePullSecrets:
 {{- define "forebay.clusterName" -}}
 {{ .root.Release.Name }}-{{ .component }}
 {{- end }}
+
+{{/* The command of a probe of the FUSE server; takes (dict "root" $ "question" QUESTION). */}}
+{{- define "forebay.fuseProbe" -}}
+[/forebay-fuse, {{ printf "--broker=%s/broker.sock" .root.Values.runDir | quote }}, --probe={{ .question }}]
+{{- end }}

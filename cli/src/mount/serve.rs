@@ -123,7 +123,7 @@ async fn until_end(
         loop {
             tokio::time::sleep(schedule.pause()).await;
             match tree.watched(&client) {
-                Ok(Some(watched)) => since = opens::watch(since, vec![watched]).await,
+                Ok(Some(watched)) => since = opens::watch(since, vec![watched]).await.end,
                 // Mode Fuse sees all opens by itself.
                 Ok(None) => std::future::pending().await,
                 Err(error) => {

@@ -88,8 +88,16 @@ impl Shared {
                 }
                 incoming = socket.receive::<FromDaemon>() => {
                     let Some((message, _)) = incoming? else { return Ok(()) };
-                    if let Some(from_daemon::Message::Serving(serving)) = message.message {
-                        entry.serving(Some(serving.session));
+                    match message.message {
+                        Some(from_daemon::Message::Serving(serving)) => entry.serving(Some(serving.session)),
+                        Some(from_daemon::Message::Status(status)) => {
+                            let asked = self.state().asked.remove(&status.number);
+                            if let Some(asked) = asked {
+                                // Who has lost patience needs no answer.
+                                let _ = asked.send(status);
+                            }
+                        }
+                        _ => {}
                     }
                 }
             }

@@ -13,11 +13,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use forebay_fuse::passthrough::OpenTable;
-use forebay_protocol::broker::{Serve, Stop, Tree, Unmounted, from_plugin};
+use forebay_protocol::broker::{Ask, Serve, Status, Stop, Tree, Unmounted, from_plugin};
 use forebay_protocol::fdsocket::FdListener;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 
+use crate::metrics::{Metrics, SessionEvent};
 use connections::accept;
 use state::{Catalog, Holding, Session, State, mounted_message};
 
@@ -46,6 +47,19 @@ struct Shared {
     state: Mutex<State>,
     /// Name of the session that a connected daemon serves.
     serving: watch::Sender<Option<String>>,
+}
+
+/// What a broker has at a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// A session is mounted.
+    pub session: bool,
+    /// A daemon serves it.
+    pub served: bool,
+    /// Daemons that are connected.
+    pub daemons: usize,
+    /// Files that this plugin has registered for the session and not taken back.
+    pub registrations: usize,
 }
 
 /// Why nobody serves the session.
@@ -88,7 +102,8 @@ impl Broker {
     /// Holds a new session and gives it to the daemon, with its table of open inodes if files may be passed through.
     pub fn hold_session(&self, session: &str, fd: OwnedFd, table: Option<OpenTable>) {
         let mut state = self.state();
-        let holding = Holding::new(fd, table);
+        let holding = Holding::new(fd, table, &state.metrics);
+        state.metrics.session(SessionEvent::Made);
         let message = from_plugin::Message::Serve(Serve { session: session.to_owned() });
         state.tell_all(&message, &holding.fds());
         state.session = Session::Held(session.to_owned(), holding);
@@ -120,6 +135,7 @@ impl Broker {
         let mut state = self.state();
         let awaited = matches!(state.session, Session::Awaited(_));
         if awaited {
+            state.metrics.session(SessionEvent::Lost);
             state.session = Session::None;
         }
         awaited
@@ -165,6 +181,40 @@ impl Broker {
             _ if self.state().daemons.is_empty() => Err(NotServed::NoDaemon),
             _ => Err(NotServed::NotYet),
         }
+    }
+
+    /// What is counted of this plugin.
+    pub fn metrics(&self) -> Metrics {
+        self.state().metrics.clone()
+    }
+
+    /// Asks the daemon, if one is connected, how it is; none when it does not answer in time.
+    pub async fn ask(&self, patience: Duration) -> Option<Status> {
+        let (sender, answer) = oneshot::channel();
+        let number = {
+            let mut state = self.state();
+            state.next_question += 1;
+            let number = state.next_question;
+            // Of two, as in a rolling update, the later one.
+            state.daemons.last()?.outbox.send((from_plugin::Message::Ask(Ask { number }), Vec::new())).ok()?;
+            state.asked.insert(number, sender);
+            number
+        };
+        let status = tokio::time::timeout(patience, answer).await;
+        self.state().asked.remove(&number);
+        status.ok()?.ok()
+    }
+
+    /// What there is now.
+    pub fn standing(&self) -> Standing {
+        let state = self.state();
+        let registrations = match &state.session {
+            Session::Held(_, Holding { registrations: Some(registrations), .. }) => registrations.count(),
+            _ => 0,
+        };
+        let session = state.session.name();
+        let served = session.is_some() && self.shared.serving.borrow().as_deref() == session;
+        Standing { session: session.is_some(), served, daemons: state.daemons.len(), registrations }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

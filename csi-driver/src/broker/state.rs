@@ -1,15 +1,16 @@
 //! What the broker knows: the session, the catalogs that are served, the daemons that are connected; and what each of them is told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use forebay_fuse::passthrough::OpenTable;
-use forebay_protocol::broker::{Hello, Mounted, Serve, Stop, Tree, from_plugin};
+use forebay_protocol::broker::{Hello, Mounted, Serve, Status, Stop, Tree, from_plugin};
 use rustix::fs::FileType;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
+use crate::metrics::{Metrics, SessionEvent};
 use crate::registrar::{Folders, Registrations};
 
 /// Device number of /dev/fuse.
@@ -21,6 +22,10 @@ pub(super) struct State {
     pub(super) catalogs: BTreeMap<(String, String), Catalog>,
     pub(super) daemons: Vec<Daemon>,
     pub(super) next_daemon: u64,
+    pub(super) metrics: Metrics,
+    pub(super) next_question: u64,
+    /// Who waits for a daemon's word, by the question's number.
+    pub(super) asked: HashMap<u64, oneshot::Sender<Status>>,
 }
 
 /// The object FUSE's session.
@@ -89,9 +94,9 @@ impl Session {
 }
 
 impl Holding {
-    pub(super) fn new(fd: OwnedFd, table: Option<OpenTable>) -> Self {
+    pub(super) fn new(fd: OwnedFd, table: Option<OpenTable>, metrics: &Metrics) -> Self {
         let fd = Arc::new(fd);
-        let registrations = table.map(|table| Arc::new(Registrations::new(Arc::clone(&fd), table)));
+        let registrations = table.map(|table| Arc::new(Registrations::new(Arc::clone(&fd), table, metrics.clone())));
         Self { fd, registrations }
     }
 
@@ -119,7 +124,9 @@ impl State {
             && is_fuse_device(&fd)
         {
             tracing::info!(session = name, "the daemon gave the session back");
-            let (name, holding) = (name.clone(), Holding::new(fd, table.take().and_then(table_of_daemon)));
+            let table = table.take().and_then(table_of_daemon);
+            let (name, holding) = (name.clone(), Holding::new(fd, table, &self.metrics));
+            self.metrics.session(SessionEvent::GivenBack);
             // One that connected before it, as in a rolling update, waits for the descriptor.
             self.tell_all(&from_plugin::Message::Serve(Serve { session: name.clone() }), &holding.fds());
             self.session = Session::Held(name, holding);

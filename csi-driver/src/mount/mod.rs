@@ -134,6 +134,23 @@ pub fn make_mount_point(path: &Path) -> Result<(), MountError> {
 
 /// Shows the folder `path` of the tree at `source` at `target` as well, with the same mount options. `path` is relative; empty for all of the tree.
 pub fn bind(source: &Path, path: &Path, target: &Path) -> Result<(), MountError> {
+    attach(clone(source, path)?, target)
+}
+
+/// The same in place of what is mounted at `target`: beneath it, and then that is taken away, so that who looks meanwhile sees one of both. What is in
+/// use, also by pods to which it propagates, stays below the new one, and so it does where the kernel (before 6.5) can't mount beneath.
+pub fn bind_in_place(source: &Path, path: &Path, target: &Path) -> Result<(), MountError> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_BENEATH;
+    if move_mount(clone(source, path)?, "", CWD, target, flags).is_ok()
+        && umount2(target, UnmountFlags::NOFOLLOW).is_ok()
+    {
+        return Ok(());
+    }
+    bind(source, path, target)
+}
+
+/// A mount of a folder of a tree that is not attached yet.
+fn clone(source: &Path, path: &Path) -> Result<OwnedFd, MountError> {
     let failed =
         |error: io::Error| MountError::new(format!("cloning the mount at {}", source.join(path).display()), error);
     let folder = open_beneath(source, path, OFlags::PATH | OFlags::DIRECTORY).map_err(failed)?;
@@ -141,7 +158,7 @@ pub fn bind(source: &Path, path: &Path, target: &Path) -> Result<(), MountError>
     let tree = open_tree(&folder, "", flags).map_err(|error| failed(error.into()))?;
     // A clone is a peer of what it was cloned from: what is mounted over one pod's would appear over another's, and be taken away with it.
     mount_change(descriptor_path(&tree), MountPropagationFlags::PRIVATE).map_err(|error| failed(error.into()))?;
-    attach(tree, target)
+    Ok(tree)
 }
 
 /// Shows the tree at `source` at `target`, as soon as there is something of that name: its server is told of it by another way, and may be a

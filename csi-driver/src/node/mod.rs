@@ -18,7 +18,7 @@ use crate::broker::Broker;
 use crate::datasets::Datasets;
 use crate::events::Events;
 use crate::mount;
-use crate::mount::mode::Wanted;
+use crate::mount::mode::{Mode, Wanted};
 use crate::opens::Schedule;
 use crate::paths::Paths;
 pub use crate::volumes::Pod;
@@ -98,6 +98,16 @@ impl Node {
     /// Watches, from now on, which cached files are opened in mode Kernel.
     pub fn watch_opens(&self, schedule: Schedule) {
         tokio::spawn(opens::watch_opens(Arc::downgrade(&self.shared), schedule));
+    }
+
+    /// How many volumes are staged, and published, by how they are shown.
+    pub fn volumes(&self) -> Result<Vec<(Mode, usize, usize)>, NodeError> {
+        let volumes = self.shared.all_volumes()?;
+        let of = |mode| {
+            let shown: Vec<_> = volumes.iter().filter(|volume| volume.shown.mode() == mode).collect();
+            (mode, shown.len(), shown.iter().map(|volume| volume.published.len()).sum())
+        };
+        Ok(vec![of(Mode::Kernel), of(Mode::Fuse)])
     }
 
     /// The node's name.

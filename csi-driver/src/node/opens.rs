@@ -22,6 +22,7 @@ pub(super) async fn watch_opens(node: Weak<Shared>, schedule: Schedule) {
     let mut nodes = HashMap::new();
     let mut first = 0;
     let mut since = Instant::now();
+    let Some(metrics) = node.upgrade().map(|node| node.broker.metrics()) else { return };
     loop {
         tokio::time::sleep(schedule.pause()).await;
         let Some(mut trees) = node.upgrade().map(|node| node.overlays(&mut nodes)) else { return };
@@ -35,7 +36,9 @@ pub(super) async fn watch_opens(node: Weak<Shared>, schedule: Schedule) {
             trees.rotate_left(first);
             trees.truncate(MOST_WATCHED);
         }
-        since = opens::watch(since, trees).await;
+        let window = opens::watch(since, trees).await;
+        since = window.end;
+        metrics.window(window.opens);
     }
 }
 

@@ -7,7 +7,7 @@ use super::Shared;
 use super::error::{NodeError, blocking};
 use super::mounts::is_shown_at;
 use crate::attributes::Attributes;
-use crate::mount;
+use crate::mount::{self, mountinfo};
 use crate::volumes::{Pod, Published, Volume};
 
 impl Shared {
@@ -97,7 +97,7 @@ impl Shared {
     }
 }
 
-/// Mounts what the volume shows over whatever is at `target`.
+/// Mounts what the volume shows at `target`, in place of what is there.
 pub(super) async fn bind(volume: &Volume, target: &Path) -> Result<(), NodeError> {
     let (tree, path, target) = (volume.staging_path.clone(), volume.path.clone(), target.to_owned());
     let dataset = volume.dataset.clone();
@@ -109,7 +109,11 @@ pub(super) async fn bind(volume: &Volume, target: &Path) -> Result<(), NodeError
             )));
         }
         mount::make_mount_point(&target)?;
-        Ok(mount::bind(&tree, &path, &target)?)
+        let is_mounted = mountinfo::mounted_at(&target)
+            .map_err(super::error::file_error("reading", Path::new("/proc/self/mountinfo")))?
+            .is_some();
+        let bind = if is_mounted { mount::bind_in_place } else { mount::bind };
+        Ok(bind(&tree, &path, &target)?)
     })
     .await
 }

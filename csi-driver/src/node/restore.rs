@@ -1,5 +1,5 @@
 //! After the loss of the object FUSE's session, when plugin and daemon, its worker's parent included, were down at once: a new session, and for each
-//! volume a new tree over the old one, where pods see it too. What a pod opens anew is read by it if the mount propagates into the pod
+//! volume a new tree in place of the old one, or over it if that is in use, where pods see it too. What a pod opens anew is read by it if the mount propagates into the pod
 //! (`mountPropagation: HostToContainer`); another pod reads what is cached, and must be restarted for the rest. Files that are open and not
 //! cached wholly are lost.
 

@@ -29,6 +29,7 @@ struct Cache {
 /// Runs as long as the node lives.
 pub(super) async fn look_after_caches(node: Weak<Shared>) {
     let mut caches: HashMap<PathBuf, Cache> = HashMap::new();
+    let Some(metrics) = node.upgrade().map(|node| node.broker.metrics()) else { return };
     let mut interval = tokio::time::interval(LOOK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -36,7 +37,9 @@ pub(super) async fn look_after_caches(node: Weak<Shared>) {
         let volumes = {
             let Some(node) = node.upgrade() else { return };
             let volumes = node.mounted_by_cache();
-            caches.retain(|socket, _| volumes.contains_key(socket));
+            for (socket, _) in caches.extract_if(|socket, _| !volumes.contains_key(socket)) {
+                metrics.forget_cache(&runtime_of(&socket));
+            }
             for socket in volumes.keys() {
                 let new = || Cache { space: Space::new(socket), away: None, told: false };
                 caches.entry(socket.clone()).or_insert_with(new);
@@ -52,8 +55,16 @@ pub(super) async fn look_after_caches(node: Weak<Shared>) {
             let volumes = volumes.get(socket).into_iter().flatten().filter(|it| it.shown == Shown::Overlay);
             looks.push(cache.space.look(volumes.map(|volume| volume.staging_path.clone()).collect()));
         }
-        futures::future::join_all(looks).await;
+        metrics.remounted(futures::future::join_all(looks).await.iter().sum());
+        for (socket, cache) in &caches {
+            metrics.cache(&runtime_of(socket), cache.space.is_node_there(), cache.space.held_bytes());
+        }
     }
+}
+
+/// `namespace.name` of the runtime whose cache node listens at a socket.
+fn runtime_of(socket: &Path) -> String {
+    socket.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 impl Shared {

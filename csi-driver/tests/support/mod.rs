@@ -3,6 +3,7 @@
 
 #![allow(dead_code)]
 
+pub mod freeze;
 mod map;
 pub mod node;
 pub mod plugin;

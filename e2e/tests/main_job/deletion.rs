@@ -55,7 +55,7 @@ pub fn deleting_everything_leaves_nothing(cluster: &Cluster) -> Result<()> {
     })?;
     for node in cluster.nodes() {
         wait_until(&format!("{} to be clean", node.name), Duration::from_secs(60), || {
-            let mounts = text(&mut node.command("cat", &["/proc/self/mountinfo"]))?;
+            let mounts = node.mountinfo()?;
             let ours = |line: &&str| line.contains("csi.forebay.dev") && !line.contains("csi.forebay.dev/csi.sock");
             if let Some(mount) = mounts.lines().find(ours) {
                 bail!("a mount is left: {mount}");

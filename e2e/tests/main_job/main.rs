@@ -3,6 +3,7 @@
 mod bad_input;
 mod deletion;
 mod memory;
+mod node_faults;
 mod pool;
 mod reading;
 mod survival;
@@ -66,6 +67,22 @@ fn main() -> ExitCode {
             Scenario {
                 name: "what_is_not_supported_yet_is_refused_by_name",
                 run: bad_input::unsupported_fields_are_refused,
+            },
+            Scenario {
+                name: "a_pod_deleted_by_force_leaves_no_mount_and_the_next_one_reads_at_once",
+                run: node_faults::a_pod_is_deleted_by_force,
+            },
+            Scenario {
+                name: "a_daemon_that_hangs_is_replaced_and_its_metrics_are_scraped",
+                run: node_faults::a_worker_that_hangs_is_replaced,
+            },
+            Scenario {
+                name: "a_kubelet_that_dies_while_pods_mount_goes_on_with_them",
+                run: node_faults::the_kubelet_dies_while_pods_mount,
+            },
+            Scenario {
+                name: "pods_come_back_after_their_node_was_killed_or_rebooted_and_nothing_is_fetched_again",
+                run: node_faults::pods_come_back_with_their_node,
             },
             Scenario {
                 name: "deleting_pods_datasets_and_runtime_leaves_nothing_behind",

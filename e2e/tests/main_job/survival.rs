@@ -64,8 +64,13 @@ pub fn no_read_fails_while_parts_are_killed(cluster: &Cluster) -> Result<()> {
         check_reader(cluster, name, &expected, 1)?;
     }
     // What was killed came back.
+    wait_all_ready(cluster)
+}
+
+/// Waits until all of Forebay's pods are ready.
+pub fn wait_all_ready(cluster: &Cluster) -> Result<()> {
     wait_until("all of Forebay's pods to be ready again", Duration::from_secs(120), || {
-        let pods = cluster.get(&["pods", "--namespace", system])?;
+        let pods = cluster.get(&["pods", "--namespace", forebay::SYSTEM_NAMESPACE])?;
         for pod in pods["items"].as_array().into_iter().flatten() {
             let (ready, message) = forebay_e2e::cluster::condition(pod, "Ready");
             ensure!(ready == "True", "{}: {message}", pod["metadata"]["name"]);
