@@ -1,5 +1,5 @@
 //! `kill -9` again and again under 16 readers of every kind: the FUSE worker, the CSI plugin, both in turn and at once, the cache node. No read
-//! fails, no byte differs. `FOREBAY_KILLS=100` kills as often as that; without it a run is short.
+//! fails, no byte differs, also where the kernel can't send requests again. `FOREBAY_KILLS=100` kills as often as that; without it a run is short.
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,7 +12,7 @@ use forebay_csi::mount::mode::Wanted;
 use support::plugin::{World, kill, run_daemon};
 use support::process::Plugin;
 use support::readers::{self, Readers};
-use support::{File, can_mount, until};
+use support::{File, can_mount, complete_files_need_nobody, patience, until};
 
 #[test]
 #[ignore = "the daemon's process of the other tests"]
@@ -53,7 +53,13 @@ fn kills() -> usize {
 
 /// A staged dataset, partly complete, with plugin and daemon as processes.
 async fn world() -> (World, Plugin) {
-    let mut world = World::new(Wanted::default(), &[FILES]).await;
+    world_with(Wanted::default(), false).await
+}
+
+/// The same in a mode; `without_resend` as on kernels before 6.9.
+async fn world_with(mode: Wanted, without_resend: bool) -> (World, Plugin) {
+    let mut world = World::new(mode, &[FILES]).await;
+    world.without_resend = without_resend;
     for file in world.datasets[0].files.iter().filter(|file| is_complete(file)) {
         world.datasets[0].complete(file);
     }
@@ -73,7 +79,18 @@ async fn no_reader_notices_that_the_fuse_worker_is_killed_again_and_again() {
     if !can_mount() {
         return;
     }
-    let (world, _plugin) = world().await;
+    kill_the_worker_again_and_again(world().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_reader_notices_it_either_where_the_kernel_cannot_send_requests_again() {
+    if !can_mount() {
+        return;
+    }
+    kill_the_worker_again_and_again(world_with(Wanted::Fuse, true).await).await;
+}
+
+async fn kill_the_worker_again_and_again((world, _plugin): (World, Plugin)) {
     let mut readers = readers(&world);
     for kill in 0..kills() {
         readers.go_on("between kills").await;
@@ -83,7 +100,7 @@ async fn no_reader_notices_that_the_fuse_worker_is_killed_again_and_again() {
     }
     readers.go_on("after the last kill").await;
     let longest = readers.stop().await;
-    assert!(longest < PAUSE, "a call took {longest:?}");
+    assert!(longest < patience(PAUSE), "a call took {longest:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -101,7 +118,7 @@ async fn no_reader_notices_that_the_plugin_is_killed_again_and_again() {
     }
     readers.go_on("after the last kill").await;
     let longest = readers.stop().await;
-    assert!(longest < PAUSE, "a call took {longest:?}");
+    assert!(longest < patience(PAUSE), "a call took {longest:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -122,7 +139,7 @@ async fn no_reader_notices_that_plugin_and_fuse_worker_are_killed_in_turn() {
         readers.go_on("after the worker").await;
     }
     let longest = readers.stop().await;
-    assert!(longest < PAUSE, "a call took {longest:?}");
+    assert!(longest < patience(PAUSE), "a call took {longest:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -130,7 +147,18 @@ async fn no_reader_notices_that_plugin_and_fuse_worker_are_killed_at_the_same_mo
     if !can_mount() {
         return;
     }
-    let (world, mut plugin) = world().await;
+    kill_both_at_the_same_moment(world().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nor_where_the_kernel_cannot_send_requests_again() {
+    if !can_mount() {
+        return;
+    }
+    kill_both_at_the_same_moment(world_with(Wanted::Fuse, true).await).await;
+}
+
+async fn kill_both_at_the_same_moment((world, mut plugin): (World, Plugin)) {
     let mut readers = readers(&world);
     for time in 0..kills() {
         readers.go_on("between kills").await;
@@ -150,12 +178,12 @@ async fn no_reader_notices_that_plugin_and_fuse_worker_are_killed_at_the_same_mo
     readers.go_on("after the last kill").await;
     let longest = readers.stop().await;
     eprintln!("plugin and worker killed at once, {} times: the longest call took {longest:?}", kills());
-    assert!(longest < PAUSE_OF_BOTH, "a call took {longest:?}");
+    assert!(longest < patience(PAUSE_OF_BOTH), "a call took {longest:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_cache_node_complete_files_are_read_as_before_and_the_others_when_it_is_back() {
-    if !can_mount() {
+    if !complete_files_need_nobody() {
         return;
     }
     let (mut world, _plugin) = world().await;
@@ -177,7 +205,7 @@ async fn without_a_cache_node_complete_files_are_read_as_before_and_the_others_w
             longest
         });
         let longest = alone.await.unwrap();
-        assert!(longest < PAUSE, "a complete file took {longest:?}");
+        assert!(longest < patience(PAUSE), "a complete file took {longest:?}");
         world.cache_node.up().await;
         all.go_on("after").await;
         all.stop().await;

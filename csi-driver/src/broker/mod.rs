@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use forebay_fuse::passthrough::OpenTable;
-use forebay_protocol::broker::{Serve, Stop, Tree, Unmounted, from_plugin};
+use forebay_protocol::broker::{Stop, Tree, Unmounted, from_plugin};
 use forebay_protocol::fdsocket::FdListener;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -89,8 +89,7 @@ impl Broker {
     pub fn hold_session(&self, session: &str, fd: OwnedFd, table: Option<OpenTable>) {
         let mut state = self.state();
         let holding = Holding::new(fd, table);
-        let message = from_plugin::Message::Serve(Serve { session: session.to_owned() });
-        state.tell_all(&message, &holding.fds());
+        state.give_session(session, &holding);
         state.session = Session::Held(session.to_owned(), holding);
     }
 

@@ -32,7 +32,7 @@ impl Plugin {
     /// The command that starts it, but for where it reads Datasets.
     pub fn command(world: &World) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_forebay-csi"));
-        command.args(["--node-name", "node-a"]);
+        command.args(["--node-name", "node-a", "--mount-mode", world.mode.argument()]);
         command.arg("--kubelet-dir").arg(&world.paths.kubelet_dir).arg("--run-dir").arg(&world.paths.run_dir);
         for root in &world.paths.cache_roots {
             command.arg("--cache-root").arg(root);
