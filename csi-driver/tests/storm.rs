@@ -8,11 +8,12 @@ mod support;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use forebay_csi::mount;
 use forebay_csi::mount::mode::Wanted;
 use support::plugin::{World, kill, run_daemon};
 use support::process::Plugin;
 use support::readers::{self, Readers};
-use support::{File, can_mount, complete_files_need_nobody, patience, until};
+use support::{File, can_mount, can_pass_through, patience, until};
 
 #[test]
 #[ignore = "the daemon's process of the other tests"]
@@ -183,7 +184,7 @@ async fn kill_both_at_the_same_moment((world, mut plugin): (World, Plugin)) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_cache_node_complete_files_are_read_as_before_and_the_others_when_it_is_back() {
-    if !complete_files_need_nobody() {
+    if mount::kernel::check().is_err() && !can_pass_through() {
         return;
     }
     let (mut world, _plugin) = world().await;

@@ -3,7 +3,7 @@
 
 #![allow(dead_code)]
 
-mod map;
+pub mod map;
 pub mod node;
 pub mod plugin;
 pub mod pod;
@@ -39,20 +39,23 @@ pub fn can_mount_in(mode: Wanted) -> bool {
 
 /// Whether the kernel reads complete files by itself in a tree of the FUSE daemon; says so if not.
 pub fn can_pass_through() -> bool {
-    if !can_mount() {
-        return false;
+    can_mount() && {
+        let can = has_passthrough();
+        if !can {
+            kernel_lacks(&"this kernel's FUSE has no passthrough");
+        }
+        can
     }
-    let scratch = Scratch::new();
-    let agreed = mount::fuse::mount("forebay-test", &scratch.folder("fuse")).unwrap().agreed;
-    if !agreed.passthrough {
-        kernel_lacks(&"this kernel's FUSE has no passthrough");
-    }
-    agreed.passthrough
 }
 
-/// Whether complete files need no daemon: in mode Kernel, or by passthrough.
+fn has_passthrough() -> bool {
+    let scratch = Scratch::new();
+    mount::fuse::mount("forebay-test", &scratch.folder("fuse")).unwrap().agreed.passthrough
+}
+
+/// Whether complete files that are open need no daemon: in mode Kernel, or by passthrough.
 pub fn complete_files_need_nobody() -> bool {
-    mount::kernel::check().is_ok() || can_pass_through()
+    mount::kernel::check().is_ok() || has_passthrough()
 }
 
 /// A test can't run on this kernel. `cargo xtask oldkernel` counts that as skipped; elsewhere nothing may be missing.
