@@ -10,7 +10,7 @@ use std::process::Command;
 
 use support::program::{Background, Mode, forebay, mount};
 use support::s3::{KEY_ID, S3, SECRET};
-use support::{Scratch, can_mount, mounts_below};
+use support::{Scratch, can_mount, can_mount_in, mounts_below};
 
 /// Exit status and what was printed.
 fn doctor(command: &mut Command) -> (i32, String) {
@@ -28,7 +28,7 @@ fn line(said: &str, about: &str) -> String {
 
 #[test]
 fn a_machine_that_can_mount_is_told_so_and_nothing_stays_mounted() {
-    if !can_mount() {
+    if !can_mount_in(Mode("kernel")) {
         return;
     }
     let scratch = Scratch::in_memory();
@@ -51,6 +51,17 @@ fn a_machine_that_can_mount_is_told_so_and_nothing_stays_mounted() {
     assert!(line(&said, "cache folder").contains("tmpfs"), "{said}");
     assert_eq!(mounts_below(&scratch.path()), Vec::<std::path::PathBuf>::new());
     assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn the_mode_that_is_chosen_is_told_and_why() {
+    if !can_mount() {
+        return;
+    }
+    let (_, said) = doctor(&mut forebay());
+    let mode = line(&said, "mount mode");
+    let why = forebay_csi::mount::mode::Wanted::Auto.choose().unwrap().to_string();
+    assert!(mode.contains(&format!("mount mode {why}")), "{said}");
 }
 
 #[test]

@@ -56,7 +56,7 @@ async fn mounted(mode: Wanted, files: &[(&str, u64)]) -> Mounted {
         Tree::new(7, &dataset.catalog_id, image, dataset.files.len() as u64, bytes)
     });
     registry.mount(&dataset.uid, &dataset.catalog_id, table, shown, &socket);
-    let server = Server::start(Arc::new(object_fuse.session), registry, None).unwrap();
+    let server = Server::start(Arc::new(object_fuse.session), registry, None, None).unwrap();
     let mounting = Mounting { dataset: Arc::clone(&dataset), rest: rest.clone(), tree: tree.clone() };
     // The kernel asks the FUSE layer while it mounts.
     let image = scratch.folder("image");

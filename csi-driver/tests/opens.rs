@@ -10,7 +10,7 @@ use std::process::Command;
 use forebay_csi::mount::mode::Wanted;
 use support::plugin::{World, run_daemon};
 use support::process::Plugin;
-use support::{can_mount, until};
+use support::{can_mount_in, can_pass_through, until};
 
 #[test]
 #[ignore = "the daemon's process of the other tests"]
@@ -53,7 +53,7 @@ fn read_in_another_namespace(path: &Path) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn opens_of_complete_files_are_told_wherever_they_happen() {
-    if !can_mount() {
+    if !can_mount_in(Wanted::Kernel) {
         return;
     }
     let (world, _plugin) = world(Wanted::Kernel, 100).await;
@@ -74,7 +74,7 @@ async fn opens_of_complete_files_are_told_wherever_they_happen() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_open_that_is_seen_stands_for_those_that_are_not() {
-    if !can_mount() {
+    if !can_mount_in(Wanted::Kernel) {
         return;
     }
     let (world, _plugin) = world(Wanted::Kernel, 50).await;
@@ -93,7 +93,7 @@ async fn an_open_that_is_seen_stands_for_those_that_are_not() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_mode_fuse_each_open_is_told_once() {
-    if !can_mount() {
+    if !can_pass_through() {
         return;
     }
     let (world, _plugin) = world(Wanted::Fuse, 100).await;

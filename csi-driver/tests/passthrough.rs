@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use support::plugin::{World, run_daemon};
-use support::{File, can_mount, until};
+use support::{File, can_mount, can_pass_through, until};
 
 #[test]
 #[ignore = "the daemon's process of the other tests"]
@@ -64,7 +64,7 @@ fn verify(opened: &StdFile, file: &File, seed: u64) -> Result<(), String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn complete_objects_need_no_cache_node_to_be_opened_and_nobody_to_be_read() {
-    if !can_mount() {
+    if !can_pass_through() {
         return;
     }
     let mut world = staged(&[("a", 3 * MIB), ("b", 5000)]).await;
@@ -89,7 +89,7 @@ async fn complete_objects_need_no_cache_node_to_be_opened_and_nobody_to_be_read(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_object_that_becomes_complete_while_it_is_open_is_passed_through_after_its_last_close() {
-    if !can_mount() {
+    if !can_pass_through() {
         return;
     }
     let mut world = staged(&[("a", 3 * MIB)]).await;
@@ -195,7 +195,7 @@ fn open_and_close(path: &Path, times: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_space_of_evicted_objects_is_free_when_they_are_closed_after_a_thousand_opens() {
-    if !can_mount() {
+    if !can_pass_through() {
         return;
     }
     let names: Vec<_> = (0..50).map(|number| format!("f{number}")).collect();

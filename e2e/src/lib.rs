@@ -13,6 +13,7 @@ pub mod forebay;
 pub mod images;
 pub mod network;
 pub mod node;
+pub mod old_kernel;
 pub mod paths;
 pub mod readers;
 pub mod s3;

@@ -84,7 +84,7 @@ pub mod fopen {
 }
 
 /// Before each request.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 #[allow(missing_docs)]
 pub struct InHeader {

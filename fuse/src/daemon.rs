@@ -10,15 +10,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_catalog::{ObjectTable, TreeImage};
-use forebay_protocol::broker::{FromDaemon, FromPlugin, Hello, Mounted, Serving, from_daemon, from_plugin};
+use forebay_protocol::broker::{self, FromDaemon, FromPlugin, Hello, Mounted, Serving, from_daemon, from_plugin};
 use forebay_protocol::fdsocket::FdSocket;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
 
 use crate::keeper::{Keeper, Kept};
 use crate::passthrough::{OpenTable, Passthrough, RegistrarByPlugin};
+use crate::request_log::{self, RequestLog};
 use crate::status::{self, Standing};
-use crate::{Registry, Server, Tree};
+use crate::{Registry, Server, SessionFiles, Tree, session};
 
 /// First pause before connecting to the plugin again; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -33,9 +34,20 @@ const HANDOVER_STABLE: Duration = Duration::from_secs(1);
 /// But not longer than this, less than the chart's `terminationGracePeriodSeconds`.
 const HANDOVER_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How the next worker gets to know what this one was doing when it is killed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Resend {
+    /// The kernel sends it again, if it can; else there is a log.
+    #[default]
+    IfTheKernelCan,
+    /// There is a log, as on kernels before 6.9.
+    Never,
+}
+
 /// What the daemon is doing.
 struct Daemon {
     broker: PathBuf,
+    resend: Resend,
     registry: Registry,
     serving: Option<(String, Server)>,
     /// Keeps the session's descriptors for the next worker.
@@ -61,7 +73,7 @@ enum ConnectionError {
 
 /// Serves what the plugin at the socket `broker` gives, until `shutdown` resolves; then finishes what is under way. The mounts stay. Without a
 /// `keeper` the session is lost when plugin and daemon die at once.
-pub async fn run(broker: &Path, keeper: Option<Keeper>, shutdown: impl Future<Output = ()>) {
+pub async fn run(broker: &Path, keeper: Option<Keeper>, resend: Resend, shutdown: impl Future<Output = ()>) {
     raise_descriptor_limit();
     let kept = keeper.as_ref().and_then(of_last_worker);
     let (sender, may_end) = watch::channel(kept.is_none());
@@ -73,6 +85,7 @@ pub async fn run(broker: &Path, keeper: Option<Keeper>, shutdown: impl Future<Ou
     });
     let mut daemon = Daemon {
         broker: broker.to_owned(),
+        resend,
         registry: Registry::new(),
         serving: None,
         keeper,
@@ -149,7 +162,7 @@ impl Daemon {
                     if let Some(named) = named.take() {
                         self.registry.retain(|it| named.contains(&(it.dataset_uid.clone(), it.catalog_id.clone())));
                     }
-                    self.serve(&serve.session, fds)?;
+                    self.serve(plugin, &serve.session, fds).await?;
                     let serving = Serving { session: serve.session };
                     plugin.send(&FromDaemon { message: Some(from_daemon::Message::Serving(serving)) }, &[]).await?;
                     self.may_end.send_replace(true);
@@ -166,16 +179,18 @@ impl Daemon {
     }
 
     async fn say_hello(&self, plugin: &FdSocket) -> Result<(), ConnectionError> {
-        let served = self.serving.as_ref().map(|(session, server)| (session, server.fd(), server.passthrough()));
+        let served = self.serving.as_ref().map(|(session, server)| (session, server.fd(), server));
         let (session, fds): (_, Vec<BorrowedFd<'_>>) = match (&served, &self.kept) {
-            (Some((session, fd, passthrough)), _) => {
-                let table = passthrough.map(|passthrough| passthrough.table().as_fd());
-                (session.as_str(), std::iter::once(fd.as_fd()).chain(table).collect())
+            (Some((session, fd, server)), _) => {
+                let table = server.passthrough().map(|passthrough| passthrough.table().as_fd());
+                let log = server.log().map(RequestLog::shared);
+                (session.as_str(), std::iter::once(fd.as_fd()).chain(table).chain(log).collect())
             }
             (None, Some(kept)) => (kept.session.as_str(), kept.fds.iter().map(AsFd::as_fd).collect()),
             (None, None) => ("", Vec::new()),
         };
-        let hello = Hello { session: session.to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() };
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let hello = Hello { session: session.to_owned(), version, takes_request_log: true };
         Ok(plugin.send(&FromDaemon { message: Some(from_daemon::Message::Hello(hello)) }, &fds).await?)
     }
 
@@ -210,7 +225,7 @@ impl Daemon {
         Ok(())
     }
 
-    fn serve(&mut self, session: &str, given: Vec<OwnedFd>) -> Result<(), ConnectionError> {
+    async fn serve(&mut self, plugin: &FdSocket, session: &str, given: Vec<OwnedFd>) -> Result<(), ConnectionError> {
         if given.is_empty() && self.serving.as_ref().is_some_and(|(known, _)| known == session) {
             return Ok(());
         }
@@ -224,24 +239,58 @@ impl Daemon {
                 given
             }
         };
-        let mut fds = fds.into_iter();
-        let fd = fds.next().ok_or(ConnectionError::Protocol("named a session without its descriptor"))?;
-        let passthrough = fds.next().map(|table| self.passthrough(session, table)).transpose()?;
+        let mut files =
+            SessionFiles::sort(fds).ok_or(ConnectionError::Protocol("named a session without its descriptor"))?;
+        if files.log.is_none() && self.needs_log(&files.fuse) {
+            self.make_log(plugin, session, &mut files).await;
+        }
+        let log = files.log.map(RequestLog::open).transpose().unwrap_or_else(|error| {
+            tracing::error!(%error, "the log of requests can't be used: what this daemon is doing when it is killed hangs until its reader is killed");
+            None
+        });
+        let passthrough = files.opens.map(|table| self.passthrough(session, table)).transpose()?;
         // A session that is replaced was unmounted while there was no connection.
-        let fd = Arc::new(fd);
+        let fd = Arc::new(files.fuse);
         self.standing.set_session(&fd);
-        let server = Server::start(fd, self.registry.clone(), passthrough)?;
+        let server = Server::start(fd, self.registry.clone(), passthrough, log)?;
         self.serving = Some((session.to_owned(), server));
         tracing::info!(session, "serving a session");
         Ok(())
     }
 
     /// Before anybody is served by it.
-    fn keep(&self, session: &str, fds: &[OwnedFd]) {
+    fn keep(&self, session: &str, fds: &[impl AsFd]) {
         if let Some(keeper) = &self.keeper
             && let Err(error) = keeper.keep(session, fds)
         {
             tracing::error!(session, %error, "the session is not kept: it is lost if plugin and worker die at once");
+        }
+    }
+
+    /// Whether nobody else remembers what this daemon is doing. If the kernel does, it sends again what a daemon before us did not answer.
+    fn needs_log(&self, fuse: &OwnedFd) -> bool {
+        let can_resend = self.resend == Resend::IfTheKernelCan
+            && session::resend(fuse).unwrap_or_else(|error| {
+                tracing::error!(%error, "asking for unanswered requests failed");
+                true
+            });
+        !can_resend
+    }
+
+    /// Makes a log for a session that has none, and has it kept by all who keep the session, before there is anything in it.
+    async fn make_log(&self, plugin: &FdSocket, session: &str, files: &mut SessionFiles) {
+        match request_log::create() {
+            Ok(log) => {
+                let all = [Some(files.fuse.as_fd()), files.opens.as_ref().map(AsFd::as_fd), Some(log.as_fd())];
+                self.keep(session, &all.into_iter().flatten().collect::<Vec<_>>());
+                let message = from_daemon::Message::RequestLog(broker::RequestLog { session: session.to_owned() });
+                // A plugin that has just died is given it by Hello when it is back.
+                let _ = plugin.send(&FromDaemon { message: Some(message) }, &[log.as_fd()]).await;
+                files.log = Some(log);
+            }
+            Err(error) => {
+                tracing::error!(%error, "no log of requests: what this daemon is doing when it is killed hangs until its reader is killed")
+            }
         }
     }
 

@@ -17,8 +17,8 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 
-/// Most descriptors of a session: /dev/fuse and its table of open inodes.
-const MAX_FDS: usize = 2;
+/// Most descriptors of a session: /dev/fuse, its table of open inodes, its log of requests.
+const MAX_FDS: usize = 3;
 
 /// Longest name of a session in bytes. The plugin's have some thirty.
 const MAX_NAME: usize = 256;
@@ -40,7 +40,7 @@ struct Ends {
 pub struct Kept {
     /// Name of the session.
     pub session: String,
-    /// As the plugin gave them: /dev/fuse and, if files are passed through, the table of open inodes.
+    /// What [`crate::SessionFiles`] sorts.
     pub fds: Vec<OwnedFd>,
 }
 
@@ -80,7 +80,7 @@ impl Keeper {
     }
 
     /// Keeps these in place of what it has.
-    pub fn keep(&self, session: &str, fds: &[OwnedFd]) -> io::Result<()> {
+    pub fn keep(&self, session: &str, fds: &[impl AsFd]) -> io::Result<()> {
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
         if session.is_empty() || session.len() > MAX_NAME || fds.is_empty() || fds.len() > MAX_FDS {
             let text = format!("a session named {session:?} with {} descriptors can't be kept", fds.len());
@@ -261,8 +261,8 @@ mod tests {
         keeper.keep("session", &[file("fuse")]).unwrap();
         assert!(keeper.keep("", &[file("x")]).is_err());
         assert!(keeper.keep(&"x".repeat(MAX_NAME + 1), &[file("x")]).is_err());
-        assert!(keeper.keep("session", &[]).is_err());
-        assert!(keeper.keep("session", &[file("x"), file("y"), file("z")]).is_err());
+        assert!(keeper.keep("session", &[] as &[OwnedFd]).is_err());
+        assert!(keeper.keep("session", &["w", "x", "y", "z"].map(file)).is_err());
         assert_eq!(kept(&keeper).unwrap(), "session: fuse");
     }
 

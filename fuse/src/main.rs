@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use clap::Parser;
+use forebay_fuse::daemon::Resend;
 use forebay_fuse::keeper::Keeper;
 use forebay_fuse::status::{Question, STALL_LIMIT};
 use forebay_fuse::{daemon, status, supervise};
@@ -16,6 +17,9 @@ struct Arguments {
     /// The CSI plugin's socket
     #[arg(long, default_value_os_t = PathBuf::from(forebay_protocol::layout::RUN_DIR).join(forebay_protocol::layout::BROKER_SOCKET))]
     broker: PathBuf,
+    /// Keep a log of what the worker is doing, as on kernels before 6.9, although this one could send it again
+    #[arg(long, hide = true)]
+    without_resend: bool,
     /// Be the worker (what the parent starts)
     #[arg(long, hide = true)]
     worker: bool,
@@ -38,14 +42,15 @@ const PROBE_PATIENCE: Duration = Duration::from_secs(2);
 
 fn main() -> anyhow::Result<()> {
     forebay_protocol::log::init();
-    let Arguments { broker, worker, keeper, restarts, probe, stall_limit } = Arguments::parse();
+    let Arguments { broker, without_resend, worker, keeper, restarts, probe, stall_limit } = Arguments::parse();
     if let Some(question) = probe {
         return Ok(status::probe(&broker, question, PROBE_PATIENCE, Duration::from_secs(stall_limit))?);
     }
+    let resend = if without_resend { Resend::Never } else { Resend::IfTheKernelCan };
     if worker {
         supervise::begin_worker()?;
         status::note_restarts(restarts);
-        return serve(&broker, keeper.as_deref().map(Keeper::inherited).transpose()?);
+        return serve(&broker, keeper.as_deref().map(Keeper::inherited).transpose()?, resend);
     }
     let program = std::env::current_exe()?;
     let keeper = Keeper::new()?;
@@ -54,6 +59,7 @@ fn main() -> anyhow::Result<()> {
         let mut command = Command::new(&program);
         let kept_in = keeper.pass_to(&mut command);
         command.arg("--worker").arg("--keeper").arg(kept_in).arg("--broker").arg(&broker);
+        command.args(without_resend.then_some("--without-resend"));
         command.arg("--restarts").arg(started.to_string());
         started += 1;
         command
@@ -62,7 +68,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 #[tokio::main(worker_threads = 2)]
-async fn serve(broker: &std::path::Path, keeper: Option<Keeper>) -> anyhow::Result<()> {
-    daemon::run(broker, keeper, forebay_protocol::end::signalled()?).await;
+async fn serve(broker: &std::path::Path, keeper: Option<Keeper>, resend: Resend) -> anyhow::Result<()> {
+    daemon::run(broker, keeper, resend, forebay_protocol::end::signalled()?).await;
     Ok(())
 }

@@ -1,12 +1,13 @@
 //! The session loop: threads that read requests from a /dev/fuse descriptor whose INIT has been answered, hand them to the file system, and
 //! write the answers. A request that takes time is finished on the tokio runtime, so a slow one never holds up the others; INTERRUPT ends
-//! it. The descriptor may have been served by another process before: what that one left unanswered is asked for again at the start.
+//! it. The descriptor may have been served by another process before: what that one left unanswered the kernel is asked to send again
+//! ([`resend`]), or it is in the session's log of requests.
 
 use std::collections::HashMap;
 use std::io::IoSlice;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -16,23 +17,29 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::abi::{self, InHeader, InterruptIn, OutHeader, op};
+use crate::abi::{self, InHeader, InterruptIn, OutHeader, UNIQUE_RESEND, op};
+use crate::backing::Bytes;
 use crate::counters;
 use crate::handshake::MAX_PAGES;
 use crate::listen::{Listening, has_request};
 use crate::objects::{Later, Objects, Outcome, Pace};
 use crate::passthrough::Passthrough;
 use crate::registry::Registry;
+use crate::request_log::{self, Buffer, RequestLog};
 use crate::wake;
 
 /// Threads that read requests. More were no faster (`docs/performance.md`).
 const THREADS: usize = 2;
+const _: () = assert!(THREADS <= request_log::SLOTS, "each has a slot in the log of requests");
 
 /// The largest answer: a READ of all pages of a request.
 pub const ANSWER_BYTES: usize = MAX_PAGES as usize * 4096;
 
 /// How long [`Server::stop`] lets slow requests finish. What is then unfinished, the next server of the session is asked for again.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// How often a server looks whether others, who serve the session too, have died.
+const OTHERS: Duration = Duration::from_millis(500);
 
 /// A session being served. Dropping it stops serving without waiting; the mount stays, and whoever has the descriptor can serve it again.
 #[derive(Debug)]
@@ -51,19 +58,38 @@ struct Session {
     stopping: AtomicBool,
     slow: Mutex<Slow>,
     ended: watch::Sender<bool>,
+    log: Option<RequestLog>,
+    /// Done when what dead servers left in the log has been taken up.
+    inherited: Once,
 }
 
 /// Requests that take time. Whoever removes an entry answers the request.
 #[derive(Debug, Default)]
 struct Slow {
     next: u64,
-    by_unique: HashMap<u64, (u64, AbortHandle)>,
+    by_unique: HashMap<u64, SlowRequest>,
+}
+
+#[derive(Debug)]
+struct SlowRequest {
+    ticket: u64,
+    task: AbortHandle,
+    /// Where it is in the log.
+    entry: Option<request_log::Entry>,
 }
 
 impl Server {
-    /// Serves the objects of `registry` on `fd`; without `passthrough` the daemon reads all files itself. Must be called within a tokio runtime.
-    pub fn start(fd: Arc<OwnedFd>, registry: Registry, passthrough: Option<Passthrough>) -> std::io::Result<Self> {
+    /// Serves the objects of `registry` on `fd`; without `passthrough` the daemon reads all files itself, without `log` what it is doing when it is
+    /// killed must be asked for by [`resend`]. Must be called within a tokio runtime.
+    pub fn start(
+        fd: Arc<OwnedFd>,
+        registry: Registry,
+        passthrough: Option<Passthrough>,
+        log: Option<RequestLog>,
+    ) -> std::io::Result<Self> {
         wake::install()?;
+        let buffers = (0..THREADS).map(|number| Buffer::of_thread(log.as_ref(), number));
+        let buffers = buffers.collect::<Result<Vec<_>, _>>()?;
         let (sender, ended) = watch::channel(false);
         let session = Arc::new(Session {
             fd,
@@ -73,13 +99,14 @@ impl Server {
             stopping: AtomicBool::new(false),
             slow: Mutex::default(),
             ended: sender,
+            log,
+            inherited: Once::new(),
         });
-        let threads = (0..THREADS).map(|number| {
+        let threads = buffers.into_iter().enumerate().map(|(number, buffer)| {
             let session = Arc::clone(&session);
-            std::thread::Builder::new().name(format!("fuse-{number}")).spawn(move || session.serve())
+            std::thread::Builder::new().name(format!("fuse-{number}")).spawn(move || session.serve(buffer))
         });
         let threads = threads.collect::<Result<_, _>>()?;
-        session.resend();
         Ok(Self { session, threads, ended })
     }
 
@@ -91,6 +118,11 @@ impl Server {
     /// Which files the kernel reads itself, if any.
     pub fn passthrough(&self) -> Option<&Passthrough> {
         self.session.objects.passthrough()
+    }
+
+    /// The log of requests, if there is one.
+    pub fn log(&self) -> Option<&RequestLog> {
+        self.session.log.as_ref()
     }
 
     /// Waits until the file system is unmounted (or the session aborted).
@@ -127,8 +159,9 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.session.stopping.store(true, Ordering::Release);
         let slow = std::mem::take(&mut self.session.slow().by_unique);
-        for (_, task) in slow.into_values() {
-            task.abort();
+        // In the log they stay.
+        for slow in slow.into_values() {
+            slow.task.abort();
         }
         // A signal may come just before a thread blocks in read, so ask until it is gone.
         let threads = std::mem::take(&mut self.threads);
@@ -148,27 +181,27 @@ impl Drop for Server {
 }
 
 impl Session {
-    fn serve(self: Arc<Self>) {
+    fn serve(self: Arc<Self>, mut request: Buffer) {
         let _runtime = self.runtime.enter();
-        // Not zero, so that each page is really there: a page that is not while the kernel copies a request into it or an answer from it, and the
-        // process is killed just then, fails the read with EIO.
-        let mut request = vec![1_u8; abi::MIN_READ_BUFFER];
+        // Not zero, so that each page is really there: a page that is not while the kernel copies an answer from it, and the process is killed just
+        // then, fails the read with EIO.
         let mut answer = vec![1_u8; ANSWER_BYTES];
+        self.inherited.call_once(|| self.inherit_from_the_start(&mut answer));
         let mut turn = None;
         while !self.stopping.load(Ordering::Acquire) {
             // What is there already is taken without a turn.
             let read = if turn.is_none() && has_request(&self.fd) {
-                rustix::io::read(&*self.fd, &mut request[..])
+                rustix::io::read(&*self.fd, request.bytes())
             } else {
-                turn.get_or_insert_with(|| self.listening.turn()).read(&self.fd, &mut request)
+                turn.get_or_insert_with(|| self.listening.turn()).read(&self.fd, request.bytes())
             };
             match read {
                 Ok(length) => {
-                    let request = request.get(..length).unwrap_or_default();
+                    let request = request.bytes().get(..length).unwrap_or_default();
                     let pace = self.objects.pace(request);
                     // Somebody else listens meanwhile, if this takes a while or more has come.
                     turn = turn.take_if(|turn| turn.goes_on(pace) && !has_request(&self.fd));
-                    self.dispatch(request, &mut answer);
+                    self.dispatch(request, &mut answer, false);
                 }
                 // A wake-up; or the request was interrupted before we could have it.
                 Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN | rustix::io::Errno::NOENT) => {}
@@ -182,6 +215,8 @@ impl Session {
                     return;
                 }
             }
+            // It is answered, or noted elsewhere.
+            request.clear();
         }
     }
 
@@ -191,8 +226,9 @@ impl Session {
         }
     }
 
-    fn dispatch(self: &Arc<Self>, request: &[u8], answer: &mut [u8]) {
-        let Ok((header, body)) = InHeader::read_from_prefix(request) else {
+    /// Has a request answered, or noted as a slow one. `again`: a server before us has had it, and may even have answered it.
+    fn dispatch(self: &Arc<Self>, request: &[u8], answer: &mut [u8], again: bool) {
+        let Ok((mut header, body)) = InHeader::read_from_prefix(request) else {
             tracing::error!(length = request.len(), "a request without a header was ignored");
             return;
         };
@@ -200,21 +236,31 @@ impl Session {
         if header.opcode == op::INTERRUPT {
             return self.interrupt(&header, body);
         }
+        let unique = header.unique;
+        if again {
+            header.unique |= UNIQUE_RESEND;
+        }
         match counters::outcome(self.objects.handle(&header, body, answer)) {
             Outcome::Reply(length) => {
-                if !self.reply(header.unique, 0, answer.get(..length).unwrap_or_default()) {
+                if !self.reply(unique, 0, answer.get(..length).unwrap_or_default()) {
                     self.objects.not_taken(&header);
                 }
             }
             Outcome::Error(errno) => {
-                self.reply(header.unique, -(errno as i32), &[]);
+                self.reply(unique, -(errno as i32), &[]);
             }
             Outcome::Silent => {}
-            Outcome::Later(later) => self.finish_later(header.unique, later),
+            Outcome::Later(later) => self.finish_later(unique, request, later),
         }
     }
 
-    fn finish_later(self: &Arc<Self>, unique: u64, later: Later) {
+    fn finish_later(self: &Arc<Self>, unique: u64, request: &[u8], later: Later) {
+        let entry = self.log.as_ref().map(|log| log.enter(request));
+        if let Some(None) = entry {
+            // No room: it stays where it is until it is answered.
+            let result = self.runtime.block_on(later);
+            return self.answer(unique, result);
+        }
         let mut slow = self.slow();
         slow.next += 1;
         let ticket = slow.next;
@@ -223,24 +269,42 @@ impl Session {
         let task = self.runtime.spawn(async move {
             let result = later.await;
             drop(waiting);
-            if session.take(unique, Some(ticket)).is_some() {
-                match result {
-                    Ok(bytes) => session.reply(unique, 0, &bytes),
-                    Err(errno) => session.reply(unique, -(errno as i32), &[]),
-                };
+            if let Some(slow) = session.take(unique, Some(ticket)) {
+                session.answer(unique, result);
+                session.answered(slow);
             }
         });
-        slow.by_unique.insert(unique, (ticket, task.abort_handle()));
+        let earlier =
+            slow.by_unique.insert(unique, SlowRequest { ticket, task: task.abort_handle(), entry: entry.flatten() });
+        drop(slow);
+        // The log had it twice: its last server died while it noted it.
+        if let Some(earlier) = earlier {
+            earlier.task.abort();
+            self.answered(earlier);
+        }
+    }
+
+    fn answer(&self, unique: u64, result: Result<Bytes, Errno>) {
+        match result {
+            Ok(bytes) => self.reply(unique, 0, &bytes),
+            Err(errno) => self.reply(unique, -(errno as i32), &[]),
+        };
+    }
+
+    fn answered(&self, slow: SlowRequest) {
+        if let (Some(log), Some(entry)) = (&self.log, slow.entry) {
+            log.answered(entry);
+        }
     }
 
     /// The right to answer a slow request, if it has not been answered yet.
-    fn take(&self, unique: u64, ticket: Option<u64>) -> Option<AbortHandle> {
+    fn take(&self, unique: u64, ticket: Option<u64>) -> Option<SlowRequest> {
         let mut slow = self.slow();
-        let (held, _) = slow.by_unique.get(&unique)?;
-        if ticket.is_some_and(|ticket| ticket != *held) {
+        let held = slow.by_unique.get(&unique)?;
+        if ticket.is_some_and(|ticket| ticket != held.ticket) {
             return None;
         }
-        slow.by_unique.remove(&unique).map(|(_, task)| task)
+        slow.by_unique.remove(&unique)
     }
 
     /// A reader wants to give up: the slow request is answered with EINTR. If we do not have it, another thread may just be taking it up: the
@@ -248,9 +312,10 @@ impl Session {
     fn interrupt(&self, header: &InHeader, body: &[u8]) {
         let Ok((interrupt, _)) = InterruptIn::read_from_prefix(body) else { return };
         match self.take(interrupt.unique, None) {
-            Some(task) => {
-                task.abort();
+            Some(slow) => {
+                slow.task.abort();
                 self.reply(interrupt.unique, -(Errno::EINTR as i32), &[]);
+                self.answered(slow);
             }
             None => {
                 self.reply(header.unique, -(Errno::EAGAIN as i32), &[]);
@@ -274,21 +339,55 @@ impl Session {
         }
     }
 
-    /// Has requests sent again that a server before us had read and not answered.
-    fn resend(&self) {
-        let notification = OutHeader { len: size_of::<OutHeader>() as u32, error: abi::NOTIFY_RESEND, unique: 0 };
-        match rustix::io::write(&*self.fd, notification.as_bytes()) {
-            Ok(_) => {}
-            Err(rustix::io::Errno::INVAL) => {
-                tracing::warn!(
-                    "the kernel (before 6.9) can't send requests again; what a killed daemon was doing hangs until its reader is killed"
-                );
-            }
-            Err(error) => tracing::error!(%error, "asking for unanswered requests failed"),
+    /// Before this server reads a request: answers those of dead ones, and goes on to look for such as long as others live.
+    fn inherit_from_the_start(self: &Arc<Self>, answer: &mut [u8]) {
+        if !self.inherit(true, answer) {
+            return;
         }
+        let session = Arc::downgrade(self);
+        self.runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(OTHERS).await;
+                let Some(session) = session.upgrade().filter(|it| !it.stopping.load(Ordering::Acquire)) else { return };
+                let inherit = move || session.inherit(false, &mut vec![1_u8; ANSWER_BYTES]);
+                if !tokio::task::spawn_blocking(inherit).await.unwrap_or(false) {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Takes up what dead servers left in the log. Whether others live.
+    fn inherit(self: &Arc<Self>, at_start: bool, answer: &mut [u8]) -> bool {
+        let Some(log) = &self.log else { return false };
+        let left = match log.left(at_start) {
+            Ok(left) => left,
+            Err(error) => {
+                tracing::error!(%error, "what a killed daemon was doing can't be read; its readers hang until they are killed");
+                return false;
+            }
+        };
+        if !left.requests.is_empty() {
+            tracing::info!(requests = left.requests.len(), "taking up what another daemon did not finish");
+        }
+        for (place, request) in &left.requests {
+            self.dispatch(request, answer, true);
+            log.clear(place);
+        }
+        left.others_live
     }
 
     fn slow(&self) -> MutexGuard<'_, Slow> {
         self.slow.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Has requests sent again that a server of the session had read and not answered. False: this kernel can't.
+pub fn resend(session: impl AsFd) -> std::io::Result<bool> {
+    let notification = OutHeader { len: size_of::<OutHeader>() as u32, error: abi::NOTIFY_RESEND, unique: 0 };
+    match rustix::io::write(session, notification.as_bytes()) {
+        Ok(_) => Ok(true),
+        Err(rustix::io::Errno::INVAL) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }

@@ -1,10 +1,11 @@
-//! The project's own commands: `cargo xtask test | bench | fuzz | soak | cluster | demo | codegen`.
+//! The project's own commands: `cargo xtask test | bench | oldkernel | fuzz | soak | cluster | demo | codegen`.
 
 mod bench;
 mod cluster;
 mod codegen;
 mod demo;
 mod fuzz;
+mod old_kernel;
 mod soak;
 mod test;
 mod watch;
@@ -23,6 +24,8 @@ const EXAMPLES: &str = "Examples:
     cargo xtask bench cache
     cargo xtask bench cache --quick --only everywhere
     cargo xtask bench mount
+  What kernels before 6.9 do:
+    cargo xtask oldkernel
   An hour of fuzzing of one target:
     cargo xtask fuzz --seconds 3600 catalog
   A night of random faults:
@@ -45,6 +48,9 @@ enum Task {
     /// Figures of the cache nodes and of the mount beside the limits of this machine
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// The tests of mode Fuse on Debian 12's own kernel 6.1, in a virtual machine
+    #[command(name = "oldkernel")]
+    OldKernel(old_kernel::OldKernelTests),
     /// Any bytes for everything that reads bytes of others
     Fuzz(fuzz::Fuzz),
     /// Random faults on real cache nodes while readers compare every byte
@@ -75,6 +81,7 @@ fn run(task: Task) -> Result<()> {
         Task::Cluster(action) => action.run(),
         Task::Test(test) => test.run(),
         Task::Bench(bench) => bench.run(),
+        Task::OldKernel(tests) => tests.run(),
         Task::Fuzz(fuzz) => fuzz.run(),
         Task::Soak(soak) => soak.run(),
         Task::Demo { keep } => demo::run(keep),

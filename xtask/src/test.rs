@@ -7,7 +7,7 @@ use clap::Args;
 use forebay_e2e::command::{command, run_shown};
 use forebay_e2e::{paths, readers, scenarios, setup};
 
-use crate::{fuzz, watch};
+use crate::{fuzz, old_kernel, watch};
 
 #[derive(Args)]
 pub struct Test {
@@ -17,10 +17,13 @@ pub struct Test {
     /// Leave the cluster of a failed run up for a look
     #[arg(long)]
     keep: bool,
+    /// Leave out the tests on an old kernel
+    #[arg(long)]
+    no_old_kernel: bool,
     /// Leave out fuzzing
     #[arg(long)]
     no_fuzz: bool,
-    /// Only tests with one of these in their name; fuzzing is left out then, unless the name of a target has one
+    /// Only tests with one of these in their name; the old kernel and fuzzing are left out then, unless `oldkernel`, or the name of a target, has one
     filters: Vec<String>,
 }
 
@@ -44,6 +47,9 @@ impl Test {
         arguments.extend(self.filters.iter().map(String::as_str));
         let (mut sum, ended_well) = tests(&arguments, &environment)?;
         // Also after a failure: one run shows all there is to mend.
+        if !self.no_old_kernel && self.wants("oldkernel") {
+            sum.add(&old_kernel::in_ci()?);
+        }
         let targets = if self.no_fuzz { Vec::new() } else { self.fuzz_targets()? };
         if !targets.is_empty() {
             let fuzz::Outcome { passed, failed } = fuzz::run(&targets, fuzz::CI_SECONDS)?;
@@ -57,10 +63,12 @@ impl Test {
 
     fn fuzz_targets(&self) -> Result<Vec<String>> {
         let mut targets = fuzz::targets()?;
-        let chosen =
-            |target: &String| self.filters.iter().any(|filter| format!("fuzz {target}").contains(filter.as_str()));
-        targets.retain(|target| self.filters.is_empty() || chosen(target));
+        targets.retain(|target| self.wants(&format!("fuzz {target}")));
         Ok(targets)
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        self.filters.is_empty() || self.filters.iter().any(|filter| name.contains(filter.as_str()))
     }
 }
 
@@ -81,15 +89,15 @@ fn tests(arguments: &[&str], environment: &[&str]) -> Result<(Counts, bool)> {
 
 /// What a runner says when it is done.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Counts {
-    passed: u64,
-    failed: u64,
-    skipped: u64,
+pub struct Counts {
+    pub passed: u64,
+    pub failed: u64,
+    pub skipped: u64,
 }
 
 impl Counts {
     /// Reads the closing line of libtest (`test result: ok. 5 passed; 0 failed; 1 ignored; ...`) or of our scenarios (`5 passed, 0 failed`).
-    fn parse(line: &str) -> Option<Self> {
+    pub fn parse(line: &str) -> Option<Self> {
         let counts = match line.strip_prefix("test result: ") {
             Some(rest) => rest.split_once(". ")?.1,
             None => line,
@@ -109,7 +117,7 @@ impl Counts {
         passed.then_some(found)
     }
 
-    fn add(&mut self, other: &Self) {
+    pub fn add(&mut self, other: &Self) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;

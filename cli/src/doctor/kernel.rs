@@ -101,12 +101,8 @@ fn handshake() -> anyhow::Result<Agreed> {
 fn passthrough(agreed: &anyhow::Result<Agreed>) -> Finding {
     const ABOUT: &str = "passthrough";
     match agreed {
-        Ok(Agreed { passthrough: true, resend: true, .. }) => {
-            Finding::ok(ABOUT, "FUSE has it; a daemon that dies is replaced without a failed read")
-        }
-        Ok(Agreed { resend: false, .. }) => {
-            let says = "FUSE has it not, nor can it send requests again: readers that a killed daemon leaves waiting hang until they are killed";
-            Finding::note(ABOUT, says, "use Linux 6.9 or newer")
+        Ok(Agreed { passthrough: true, .. }) => {
+            Finding::ok(ABOUT, "FUSE has it; what is complete is read without a daemon, once it is open")
         }
         Ok(_) => {
             let says = "FUSE has it not: in mode Fuse the daemon copies every byte that is read";

@@ -66,7 +66,7 @@ impl Tree {
         let fuse = blocking(move || Ok(mount::fuse::mount(&mounted::source_name(), &objects)?)).await?;
         let (session, agreed) = (Arc::new(fuse.session), fuse.agreed);
         let passthrough = agreed.passthrough.then(|| passthrough(cache, Arc::clone(&session))).transpose()?;
-        let server = Server::start(session, registry.clone(), passthrough).context("serving the object FUSE")?;
+        let server = Server::start(session, registry.clone(), passthrough, None).context("serving the object FUSE")?;
         let overlay = (mode == Mode::Kernel).then(|| (dataset_uid.to_owned(), image.clone()));
         let (root, at) = (cache.root().to_owned(), target.to_owned());
         // While it mounts, the kernel asks the object FUSE, which this process serves.

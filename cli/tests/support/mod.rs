@@ -11,19 +11,26 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use forebay_csi::mount::{kernel, mountinfo};
+use forebay_csi::mount::kernel::MissingFeature;
+use forebay_csi::mount::mode::Wanted;
+use forebay_csi::mount::mountinfo;
+use program::Mode;
 use sha2::{Digest as _, Sha256};
 
-/// Whether the tests can run here; says why not.
+/// Whether the tests can run here, in the mode that is chosen by itself; says why not.
 pub fn can_mount() -> bool {
+    can_mount_in(Mode("auto"))
+}
+
+/// Whether the tests can run here in a mode; says why not.
+pub fn can_mount_in(mode: Mode) -> bool {
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: mounting needs root");
         assert!(std::env::var_os("FOREBAY_REQUIRE_ALL").is_none(), "no test may be skipped");
         return false;
     }
-    if let Err(missing) = kernel::check() {
-        eprintln!("skipped: {missing}");
-        assert!(std::env::var_os("FOREBAY_REQUIRE_ALL").is_none(), "no test may be skipped");
+    if let Err(missing) = why_not(mode) {
+        kernel_lacks(&missing);
         return false;
     }
     if !s3::program().exists() {
@@ -34,20 +41,39 @@ pub fn can_mount() -> bool {
     true
 }
 
+/// What the kernel lacks for a mode.
+pub fn why_not(mode: Mode) -> Result<(), MissingFeature> {
+    let wanted = [Wanted::Auto, Wanted::Kernel, Wanted::Fuse].into_iter().find(|wanted| wanted.argument() == mode.0);
+    wanted.unwrap().choose().map(drop)
+}
+
+/// A test can't run on this kernel. `cargo xtask oldkernel` counts that as skipped; elsewhere nothing may be missing.
+fn kernel_lacks(reason: &dyn std::fmt::Display) {
+    eprintln!("skipped: {reason}");
+    match std::env::var_os("FOREBAY_SKIPPED") {
+        Some(list) => {
+            let mut list = std::fs::File::options().append(true).create(true).open(list).unwrap();
+            let test = std::thread::current().name().unwrap_or_default().to_owned();
+            std::io::Write::write_all(&mut list, format!("{test}: {reason}\n").as_bytes()).unwrap();
+        }
+        None => assert!(std::env::var_os("FOREBAY_REQUIRE_ALL").is_none(), "no test may be skipped"),
+    }
+}
+
 /// Defines a test for each mount mode of an `fn(Mode)`, named after it with the mode behind.
 #[macro_export]
 macro_rules! in_both_modes {
     ($($test:ident)*) => { $( mod $test {
-        use $crate::support::{can_mount, program::Mode};
+        use $crate::support::{can_mount_in, program::Mode};
         #[test]
         fn mode_kernel() {
-            if can_mount() {
+            if can_mount_in(Mode("kernel")) {
                 super::$test(Mode("kernel"));
             }
         }
         #[test]
         fn mode_fuse() {
-            if can_mount() {
+            if can_mount_in(Mode("fuse")) {
                 super::$test(Mode("fuse"));
             }
         }

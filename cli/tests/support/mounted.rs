@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::program::{Foreground, Mode, mount};
-use super::{Scratch, can_mount, wait_for};
+use super::{Scratch, can_mount, wait_for, why_not};
 
 /// The modes that readers must find alike.
 pub const MODES: [Mode; 2] = [Mode("kernel"), Mode("fuse")];
@@ -26,7 +26,7 @@ pub struct Mounted {
     mode: Mode,
 }
 
-/// Has `fill` make the files, and runs `check` on each mount of them: in each mode, complete and cold.
+/// Has `fill` make the files, and runs `check` on each mount of them: in each mode that the kernel has, complete and cold.
 pub fn on_each_mount(fill: impl Fn(&Path), check: impl Fn(&mut Mounted)) {
     on_each_mount_of("", fill, check);
 }
@@ -37,6 +37,10 @@ pub fn on_each_mount_of(spec: &str, fill: impl Fn(&Path), check: impl Fn(&mut Mo
         return;
     }
     for mode in MODES {
+        if let Err(missing) = why_not(mode) {
+            println!("not in mode {}: {missing}", mode.0);
+            continue;
+        }
         for cold in [false, true] {
             let mut mounted = Mounted::new(mode, cold, spec, &fill);
             println!("mode {}, {}", mode.0, if cold { "cold" } else { "complete" });

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use forebay_fuse::request_log::is_log;
 use forebay_protocol::blocking::BlockingSocket;
 use forebay_protocol::broker::{FromDaemon, FromPlugin, Hello, Registrar, from_daemon};
 use forebay_protocol::fdsocket::{FdListener, FdSocket};
@@ -75,7 +76,7 @@ impl Shared {
             }
             state.next_daemon += 1;
             let number = state.next_daemon;
-            state.daemons.push(Daemon { number, outbox, serving: None });
+            state.daemons.push(Daemon { number, outbox, takes_log: hello.takes_request_log, serving: None });
             Entry { shared: Arc::clone(&self), number }
         };
         tracing::info!(version = hello.version, session = hello.session, "a daemon is connected");
@@ -87,15 +88,18 @@ impl Shared {
                     socket.send(&FromPlugin { message: Some(message) }, &fds).await?;
                 }
                 incoming = socket.receive::<FromDaemon>() => {
-                    let Some((message, _)) = incoming? else { return Ok(()) };
-                    match message.message {
-                        Some(from_daemon::Message::Serving(serving)) => entry.serving(Some(serving.session)),
-                        Some(from_daemon::Message::Status(status)) => {
+                    let Some((message, fds)) = incoming? else { return Ok(()) };
+                    match (message.message, fds.into_iter().next()) {
+                        (Some(from_daemon::Message::Serving(serving)), _) => entry.serving(Some(serving.session)),
+                        (Some(from_daemon::Message::Status(status)), _) => {
                             let asked = self.state().asked.remove(&status.number);
                             if let Some(asked) = asked {
                                 // Who has lost patience needs no answer.
                                 let _ = asked.send(status);
                             }
+                        }
+                        (Some(from_daemon::Message::RequestLog(log)), Some(fd)) if is_log(&fd) => {
+                            self.state().keep_log(&log.session, fd);
                         }
                         _ => {}
                     }

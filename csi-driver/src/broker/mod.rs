@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use forebay_fuse::passthrough::OpenTable;
-use forebay_protocol::broker::{Ask, Serve, Status, Stop, Tree, Unmounted, from_plugin};
+use forebay_protocol::broker::{Ask, Status, Stop, Tree, Unmounted, from_plugin};
 use forebay_protocol::fdsocket::FdListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
@@ -104,8 +104,7 @@ impl Broker {
         let mut state = self.state();
         let holding = Holding::new(fd, table, &state.metrics);
         state.metrics.session(SessionEvent::Made);
-        let message = from_plugin::Message::Serve(Serve { session: session.to_owned() });
-        state.tell_all(&message, &holding.fds());
+        state.give_session(session, &holding);
         state.session = Session::Held(session.to_owned(), holding);
     }
 

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use forebay_fuse::SessionFiles;
 use forebay_fuse::passthrough::OpenTable;
 use forebay_protocol::broker::{Hello, Mounted, Serve, Status, Stop, Tree, from_plugin};
 use rustix::fs::FileType;
@@ -46,6 +47,8 @@ pub(super) struct Holding {
     pub(super) fd: Arc<OwnedFd>,
     /// Unless the kernel can't pass through.
     pub(super) registrations: Option<Arc<Registrations>>,
+    /// The log of requests, if a daemon has made one. Nothing for us but to keep.
+    pub(super) log: Option<Arc<OwnedFd>>,
 }
 
 #[derive(Clone, Debug)]
@@ -61,6 +64,7 @@ pub(super) struct Catalog {
 pub(super) struct Daemon {
     pub(super) number: u64,
     pub(super) outbox: mpsc::UnboundedSender<Outgoing>,
+    pub(super) takes_log: bool,
     /// The session that it said it serves.
     pub(super) serving: Option<String>,
 }
@@ -97,12 +101,13 @@ impl Holding {
     pub(super) fn new(fd: OwnedFd, table: Option<OpenTable>, metrics: &Metrics) -> Self {
         let fd = Arc::new(fd);
         let registrations = table.map(|table| Arc::new(Registrations::new(Arc::clone(&fd), table, metrics.clone())));
-        Self { fd, registrations }
+        Self { fd, registrations, log: None }
     }
 
-    pub(super) fn fds(&self) -> Vec<SharedFd> {
+    pub(super) fn fds(&self, with_log: bool) -> Vec<SharedFd> {
         let table = self.registrations.iter().cloned().map(SharedFd::Opens);
-        std::iter::once(SharedFd::File(Arc::clone(&self.fd))).chain(table).collect()
+        let log = self.log.iter().filter(|_| with_log).cloned().map(SharedFd::File);
+        std::iter::once(SharedFd::File(Arc::clone(&self.fd))).chain(table).chain(log).collect()
     }
 }
 
@@ -114,10 +119,28 @@ impl State {
         }
     }
 
+    /// Gives a session to all daemons.
+    pub(super) fn give_session(&self, session: &str, holding: &Holding) {
+        for daemon in &self.daemons {
+            let message = from_plugin::Message::Serve(Serve { session: session.to_owned() });
+            let _ = daemon.outbox.send((message, holding.fds(daemon.takes_log)));
+        }
+    }
+
+    /// A daemon has made a log of requests for a session.
+    pub(super) fn keep_log(&mut self, session: &str, log: OwnedFd) {
+        match &mut self.session {
+            Session::Held(name, holding) if name == session => holding.log = Some(Arc::new(log)),
+            _ => {}
+        }
+    }
+
     /// A daemon said hello: takes the descriptors if it brings those we miss, and says what the daemon has to be told.
     pub(super) fn welcome(&mut self, hello: &Hello, fds: Vec<OwnedFd>) -> Vec<Outgoing> {
-        let mut fds = fds.into_iter();
-        let (fd, mut table) = (fds.next(), fds.next());
+        let (fd, mut table, mut log) = match SessionFiles::sort(fds) {
+            Some(SessionFiles { fuse, opens, log }) => (Some(fuse), opens, log),
+            None => (None, None, None),
+        };
         let brings = (!hello.session.is_empty()).then_some(hello.session.as_str());
         if let (Session::Awaited(name), Some(fd)) = (&self.session, fd)
             && brings == Some(name)
@@ -125,17 +148,22 @@ impl State {
         {
             tracing::info!(session = name, "the daemon gave the session back");
             let table = table.take().and_then(table_of_daemon);
-            let (name, holding) = (name.clone(), Holding::new(fd, table, &self.metrics));
+            let (name, mut holding) = (name.clone(), Holding::new(fd, table, &self.metrics));
+            holding.log = log.take().map(Arc::new);
             self.metrics.session(SessionEvent::GivenBack);
             // One that connected before it, as in a rolling update, waits for the descriptor.
-            self.tell_all(&from_plugin::Message::Serve(Serve { session: name.clone() }), &holding.fds());
+            self.give_session(&name, &holding);
             self.session = Session::Held(name, holding);
         }
         // A worker has from the one that was killed what we have too.
-        if let (Session::Held(_, Holding { registrations: Some(registrations), .. }), Some(table)) =
-            (&self.session, table)
-        {
-            registrations.table().close(table);
+        if let Session::Held(name, holding) = &mut self.session {
+            if let (Some(registrations), Some(table)) = (&holding.registrations, table) {
+                registrations.table().close(table);
+            }
+            // Unless it was made while the daemon could not reach us.
+            if holding.log.is_none() && brings == Some(name) {
+                holding.log = log.map(Arc::new);
+            }
         }
         let mut messages: Vec<_> = self
             .catalogs
@@ -146,7 +174,7 @@ impl State {
             messages.push((from_plugin::Message::Stop(Stop { session: hello.session.clone() }), Vec::new()));
         }
         if let Session::Held(name, holding) = &self.session {
-            let fds = if brings == Some(name) { Vec::new() } else { holding.fds() };
+            let fds = if brings == Some(name) { Vec::new() } else { holding.fds(hello.takes_request_log) };
             messages.push((from_plugin::Message::Serve(Serve { session: name.clone() }), fds));
         }
         messages

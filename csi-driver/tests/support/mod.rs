@@ -4,7 +4,7 @@
 #![allow(dead_code)]
 
 pub mod freeze;
-mod map;
+pub mod map;
 pub mod node;
 pub mod plugin;
 pub mod pod;
@@ -13,34 +13,75 @@ pub mod readers;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use forebay_catalog::{
     Catalog, CatalogOptions, CatalogSource, CatalogWriter, Mtime, ObjectId, SourceIndex, TreeAttributes,
 };
 use forebay_csi::mount;
+use forebay_csi::mount::mode::Wanted;
 use forebay_protocol::layout::CacheLayout;
 pub use map::mapped;
 
-/// Whether the tests can run here; says why not.
+/// Whether the tests can run here, in the mode that the plugin chooses; says why not.
 pub fn can_mount() -> bool {
+    can_mount_in(Wanted::Auto)
+}
+
+/// Whether the tests can run here in a mode; says why not.
+pub fn can_mount_in(mode: Wanted) -> bool {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("skipped: mounting needs root");
         assert!(std::env::var_os("FOREBAY_REQUIRE_ALL").is_none(), "no test may be skipped");
         return false;
     }
-    if let Err(missing) = mount::kernel::check() {
-        eprintln!("skipped: {missing}");
-        assert!(std::env::var_os("FOREBAY_REQUIRE_ALL").is_none(), "no test may be skipped");
-        return false;
+    mode.choose().map_err(|missing| kernel_lacks(&missing)).is_ok()
+}
+
+/// Whether the kernel reads complete files by itself in a tree of the FUSE daemon; says so if not.
+pub fn can_pass_through() -> bool {
+    can_mount() && {
+        let can = has_passthrough();
+        if !can {
+            kernel_lacks(&"this kernel's FUSE has no passthrough");
+        }
+        can
     }
-    true
+}
+
+fn has_passthrough() -> bool {
+    let scratch = Scratch::new();
+    mount::fuse::mount("forebay-test", &scratch.folder("fuse")).unwrap().agreed.passthrough
+}
+
+/// Whether complete files that are open need no daemon: in mode Kernel, or by passthrough.
+pub fn complete_files_need_nobody() -> bool {
+    mount::kernel::check().is_ok() || has_passthrough()
+}
+
+/// A test can't run on this kernel. `cargo xtask oldkernel` counts that as skipped; elsewhere nothing may be missing.
+fn kernel_lacks(reason: &dyn std::fmt::Display) {
+    eprintln!("skipped: {reason}");
+    match std::env::var_os("FOREBAY_SKIPPED") {
+        Some(list) => {
+            let mut list = std::fs::File::options().append(true).create(true).open(list).unwrap();
+            let test = std::thread::current().name().unwrap_or_default().to_owned();
+            std::io::Write::write_all(&mut list, format!("{test}: {reason}\n").as_bytes()).unwrap();
+        }
+        None => assert!(std::env::var_os("FOREBAY_REQUIRE_ALL").is_none(), "no test may be skipped"),
+    }
+}
+
+/// How long something may take that takes no longer than this on an ordinary machine: on one with emulated processors, ten times as long.
+pub fn patience(ordinary: Duration) -> Duration {
+    if std::env::var_os("FOREBAY_SLOW").is_some() { ordinary * 10 } else { ordinary }
 }
 
 /// Waits for a condition.
 pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let since = std::time::Instant::now();
+    let (since, patience) = (std::time::Instant::now(), patience(Duration::from_secs(30)));
     while !condition() {
-        assert!(since.elapsed() < std::time::Duration::from_secs(30), "waited 30 s for: {what}");
+        assert!(since.elapsed() < patience, "waited {patience:?} for: {what}");
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
 }
@@ -52,13 +93,13 @@ macro_rules! in_both_modes {
         use forebay_csi::mount::mode::Wanted;
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn mode_kernel() {
-            if $crate::support::can_mount() {
+            if $crate::support::can_mount_in(Wanted::Kernel) {
                 super::$test(Wanted::Kernel).await;
             }
         }
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn mode_fuse() {
-            if $crate::support::can_mount() {
+            if $crate::support::can_mount_in(Wanted::Fuse) {
                 super::$test(Wanted::Fuse).await;
             }
         }

@@ -11,6 +11,7 @@ use forebay_csi::datasets::Datasets;
 use forebay_csi::mount::mode::Wanted;
 use forebay_csi::node::Node;
 use forebay_csi::paths::Paths;
+use forebay_fuse::daemon::Resend;
 use forebay_fuse::keeper::Keeper;
 use forebay_protocol::layout::{FOREBAY_GID, FUSE_UID};
 use serde_json::json;
@@ -23,6 +24,9 @@ const BROKER: &str = "FOREBAY_TEST_BROKER";
 /// What [`Keeper::inherited`] is to be told.
 const KEEPER: &str = "FOREBAY_TEST_KEEPER";
 
+/// Set: the daemon keeps a log of requests, as on kernels that can't send them again.
+const WITHOUT_RESEND: &str = "FOREBAY_TEST_WITHOUT_RESEND";
+
 /// Namespace and name of the runtime.
 pub const RUNTIME: (&str, &str) = ("forebay", "pool");
 
@@ -34,6 +38,8 @@ pub struct World {
     pub paths: Paths,
     /// How the plugin mounts.
     pub mode: Wanted,
+    /// Daemons that are started keep a log of requests, as on kernels that can't send them again.
+    pub without_resend: bool,
     // Last, so that the mounts go after the processes.
     pub scratch: Scratch,
 }
@@ -78,7 +84,8 @@ impl World {
             .map(|(number, files)| Dataset::new(&cache, &format!("uid-{number}"), files))
             .collect();
         let cache_node = CacheNode::start(&Self::node_socket(&paths), &datasets).await;
-        let world = Self { plugin: None, daemon: None, cache_node, datasets, paths, mode, scratch };
+        let world =
+            Self { plugin: None, daemon: None, cache_node, datasets, paths, mode, without_resend: false, scratch };
         world.write_objects(|_, _| {});
         world
     }
@@ -140,11 +147,16 @@ impl World {
     }
 
     pub fn start_daemon(&mut self) {
-        self.daemon = Some(Daemon::start(&self.paths));
+        self.daemon = Some(self.another_daemon());
     }
 
     pub fn start_supervised_daemon(&mut self) {
-        self.daemon = Some(Daemon::start_supervised(&self.paths));
+        self.daemon = Some(Daemon::start_supervised(&self.paths, self.without_resend));
+    }
+
+    /// One more, as in a rolling update with a surge.
+    pub fn another_daemon(&self) -> Daemon {
+        Daemon::start(&self.paths, self.without_resend)
     }
 
     /// kill -9.
@@ -173,8 +185,9 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    pub fn start(paths: &Paths) -> Self {
+    pub fn start(paths: &Paths, without_resend: bool) -> Self {
         let child = Command::new(std::env::current_exe().unwrap())
+            .envs(without_resend.then_some((WITHOUT_RESEND, "1")))
             .args(["daemon_process", "--exact", "--ignored", "--nocapture"])
             .env(BROKER, paths.broker_socket())
             .uid(FUSE_UID)
@@ -187,7 +200,7 @@ impl Daemon {
 
     /// With a parent that starts it again when it dies, as the daemon's container has. A test that maps files of the tree can't start processes as
     /// another user meanwhile: that copies its memory, which waits for pages that the process is to bring.
-    pub fn start_supervised(paths: &Paths) -> Self {
+    pub fn start_supervised(paths: &Paths, without_resend: bool) -> Self {
         let script = r#"while :; do "$0" daemon_process --exact --ignored --nocapture; done"#;
         let mut command = Command::new("sh");
         let kept_in = Keeper::new().unwrap().pass_to(&mut command);
@@ -196,6 +209,7 @@ impl Daemon {
             .arg(std::env::current_exe().unwrap())
             .env(BROKER, paths.broker_socket())
             .env(KEEPER, kept_in)
+            .envs(without_resend.then_some((WITHOUT_RESEND, "1")))
             .uid(FUSE_UID)
             .gid(FOREBAY_GID)
             .stdout(Stdio::null())
@@ -274,7 +288,9 @@ pub fn run_daemon() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
-        forebay_fuse::daemon::run(std::path::Path::new(&broker), keeper, async move {
+        let without = std::env::var_os(WITHOUT_RESEND).is_some();
+        let resend = if without { Resend::Never } else { Resend::IfTheKernelCan };
+        forebay_fuse::daemon::run(std::path::Path::new(&broker), keeper, resend, async move {
             terminate.recv().await;
         })
         .await;

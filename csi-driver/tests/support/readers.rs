@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::map::Map;
-use super::{Dataset, File, mapped};
+use super::{Dataset, File, mapped, patience};
 
 /// Ways to read; with 16 readers there are two of each.
 const KINDS: [&str; 8] =
@@ -88,7 +88,7 @@ impl Readers {
 
     async fn ask(&mut self, question: &str) -> Report {
         writeln!(self.questions, "{question}").unwrap();
-        let answer = tokio::time::timeout(PATIENCE, self.answers.recv()).await;
+        let answer = tokio::time::timeout(patience(PATIENCE), self.answers.recv()).await;
         match answer {
             Ok(Some(report)) => report,
             Ok(None) => panic!("the readers' process ended"),
@@ -100,7 +100,7 @@ impl Readers {
     pub async fn go_on(&mut self, why: &str) {
         let (before, since) = (self.ask("rounds").await.rounds(), Instant::now());
         while self.ask("rounds").await.rounds() < before + 2 {
-            assert!(since.elapsed() < PATIENCE, "no progress within {PATIENCE:?}: {why}");
+            assert!(since.elapsed() < patience(PATIENCE), "no progress within {PATIENCE:?}: {why}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
