@@ -1,6 +1,7 @@
 //! The plugin's pages, as Prometheus and the kubelet ask for them, and the FUSE daemon's counts among them.
 
-#![allow(clippy::unwrap_used)]
+// Counts are whole numbers.
+#![allow(clippy::unwrap_used, clippy::float_cmp)]
 
 mod support;
 

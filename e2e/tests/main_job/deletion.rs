@@ -28,6 +28,10 @@ pub fn the_chart_passes_lint_and_renders(_: &Cluster) -> Result<()> {
     for kind in ["CustomResourceDefinition", "CSIDriver", "DaemonSet", "Deployment", "ClusterRole"] {
         ensure!(rendered.contains(&format!("kind: {kind}")), "the chart renders no {kind}");
     }
+    // Plugin, daemon and operator have probes, and the plugin shows metrics.
+    for (part, times) in [("livenessProbe:", 3), ("readinessProbe:", 3), ("--probe=alive", 2), ("port: \"7072\"", 1)] {
+        ensure!(rendered.matches(part).count() == times, "the chart has not {part} {times} times");
+    }
     Ok(())
 }
 
