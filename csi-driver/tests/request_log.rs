@@ -1,7 +1,7 @@
 //! Where the kernel can't send requests again: what a killed daemon was doing is in the session's log of requests, and is done by the next one, or
 //! by another that lives.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 

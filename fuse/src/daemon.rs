@@ -289,7 +289,7 @@ impl Daemon {
                 files.log = Some(log);
             }
             Err(error) => {
-                tracing::error!(%error, "no log of requests: what this daemon is doing when it is killed hangs until its reader is killed")
+                tracing::error!(%error, "no log of requests: what this daemon is doing when it is killed hangs until its reader is killed");
             }
         }
     }

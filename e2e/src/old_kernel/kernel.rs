@@ -30,13 +30,12 @@ pub struct Kernel {
 impl Kernel {
     /// Downloads and unpacks it, unless it is there.
     pub fn ensure() -> Result<Self> {
-        let package = match current_package() {
-            Ok(package) => package,
-            Err(_) => {
-                // A machine whose package lists were never fetched.
-                run(&mut command("apt-get", ["-qq", "update"])).context("fetching Debian's package lists")?;
-                current_package()?
-            }
+        let package = if let Ok(package) = current_package() {
+            package
+        } else {
+            // A machine whose package lists were never fetched.
+            run(&mut command("apt-get", ["-qq", "update"])).context("fetching Debian's package lists")?;
+            current_package()?
         };
         let version = package.trim_start_matches("linux-image-").to_owned();
         let folder = paths::kept().join("old-kernel").join(&version);
