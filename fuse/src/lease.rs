@@ -212,7 +212,11 @@ impl OpenObject {
     }
 
     /// The lease on this connection, and the file. If it has to be asked for, the node begins with `next` at once.
-    async fn lease(&self, connection: &Arc<Connection>, next: &Range<u64>) -> Result<(Lease, Arc<BackingFile>), Attempt> {
+    async fn lease(
+        &self,
+        connection: &Arc<Connection>,
+        next: &Range<u64>,
+    ) -> Result<(Lease, Arc<BackingFile>), Attempt> {
         let held = || {
             let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
             let lease = state.lease.clone().filter(|lease| !lease.connection.is_lost())?;

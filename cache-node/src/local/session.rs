@@ -125,10 +125,8 @@ impl Session {
 
     async fn open(self: &Arc<Self>, open: Open) -> Result<(Opened, std::fs::File), Failed> {
         let Open { dataset_uid, object_id, offset, length } = open;
-        let id: [u8; 16] = object_id
-            .as_slice()
-            .try_into()
-            .map_err(|_| failed(FailureKind::NotFound, "an object id has 16 bytes"))?;
+        let id: [u8; 16] =
+            object_id.as_slice().try_into().map_err(|_| failed(FailureKind::NotFound, "an object id has 16 bytes"))?;
         let id = ObjectId::from_bytes(id);
         let engine = self.shared.engine().ok_or_else(closed)?;
         let (dataset, object) = engine.object(&dataset_uid, &id).map_err(|error| fetch_failed(&error))?;
