@@ -22,7 +22,7 @@ use crate::backing::Bytes;
 use crate::counters;
 use crate::handshake::MAX_PAGES;
 use crate::listen::{Listening, has_request};
-use crate::objects::{Later, Objects, Outcome, Pace};
+use crate::objects::{Later, Objects, Outcome};
 use crate::passthrough::Passthrough;
 use crate::registry::Registry;
 use crate::request_log::{self, Buffer, RequestLog};
