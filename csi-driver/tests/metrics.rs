@@ -34,7 +34,7 @@ async fn world(mode: Wanted) -> (World, Plugin, SocketAddr) {
     // Free a moment ago.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut command = Plugin::command(&world);
-    command.args(["--listen", &address.to_string(), "--mount-mode", mode.argument(), "--objects"]);
+    command.args(["--listen", &address.to_string(), "--objects"]);
     let plugin = Plugin::spawn(command.arg(world.objects_file()), &world);
     world.start_daemon();
     plugin.stage(&world, 0).await.unwrap();

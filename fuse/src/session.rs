@@ -22,7 +22,7 @@ use crate::backing::Bytes;
 use crate::counters;
 use crate::handshake::MAX_PAGES;
 use crate::listen::{Listening, has_request};
-use crate::objects::{Later, Objects, Outcome};
+use crate::objects::{Later, Objects, Outcome, Pace};
 use crate::passthrough::Passthrough;
 use crate::registry::Registry;
 use crate::request_log::{self, Buffer, RequestLog};
@@ -198,7 +198,7 @@ impl Session {
             match read {
                 Ok(length) => {
                     let request = request.bytes().get(..length).unwrap_or_default();
-                    let pace = self.objects.pace(request);
+                    let pace = self.pace(request);
                     // Somebody else listens meanwhile, if this takes a while or more has come.
                     turn = turn.take_if(|turn| turn.goes_on(pace) && !has_request(&self.fd));
                     self.dispatch(request, &mut answer, false);
@@ -217,6 +217,14 @@ impl Session {
             }
             // It is answered, or noted elsewhere.
             request.clear();
+        }
+    }
+
+    fn pace(&self, request: &[u8]) -> Pace {
+        match self.objects.pace(request) {
+            // A slow one would be waited for here.
+            Pace::Quick if self.log.as_ref().is_some_and(|log| log.is_nearly_full()) => Pace::Waits,
+            pace => pace,
         }
     }
 

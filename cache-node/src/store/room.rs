@@ -29,9 +29,10 @@ impl Store {
     /// Changes the capacity; what is above it goes at once.
     pub fn set_capacity(&self, capacity: u64) {
         self.capacity.store(capacity, Ordering::Relaxed);
-        let used = self.usage.remaining();
-        if used > share(self.room(), HIGH) {
-            let low = share(self.room(), LOW);
+        // Looked at once: another call may change the capacity meanwhile.
+        let (used, room) = (self.usage.remaining(), self.room());
+        if used > share(room, HIGH) {
+            let low = share(room, LOW);
             self.evict(used - low, low, &Scope::All, Class::Pinned);
         }
     }

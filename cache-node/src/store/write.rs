@@ -103,10 +103,11 @@ impl Store {
         bytes: Bytes,
         crc: u32,
     ) -> Result<(), StoreError> {
+        // Before room is made, so that it is used at once: what is on its way is not counted.
+        let turn = self.writers.turn(&object.id).await;
         self.make_room(object.dataset, bytes.len() as u64).await?;
         let pin = self.pin(object).await?;
         let permit = Arc::clone(&self.uncommitted).acquire_owned().await.map_err(|_| StoreError::Closed)?;
-        let turn = self.writers.turn(&object.id).await;
         let (this, object) = (Arc::clone(self), *object);
         blocking(move || {
             let _turn = turn;

@@ -196,6 +196,11 @@ impl RequestLog {
         }
     }
 
+    /// Whether the next request may find no room, and be waited for by the thread that read it.
+    pub(crate) fn is_nearly_full(&self) -> bool {
+        self.free().len() <= SLOTS
+    }
+
     /// Its request has been answered.
     pub fn answered(&self, entry: Entry) {
         self.clear(&Place(self.entry(entry.0)));
