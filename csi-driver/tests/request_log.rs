@@ -124,9 +124,8 @@ async fn a_session_that_has_no_log_gets_one_and_the_next_plugin_has_it_too() {
     world.start_daemon();
     until("the next daemon serves", || serves(world.daemon.as_ref().unwrap())).await;
     world.stop_plugin().await;
-    world.start_plugin().await;
-    // Waits until the daemon has given the session back.
-    world.stage(0).await.unwrap();
+    let broker = world.start_plugin().await;
+    until("the daemon has given the session back", || !broker.awaits_session()).await;
     world.cache_node.down().await;
     let readers = readers(&world);
     until("all wait", || wait_for_answers(&readers)).await;

@@ -125,10 +125,12 @@ impl World {
         self.paths.cache_roots[0].join(format!("{}.{}", RUNTIME.0, RUNTIME.1))
     }
 
-    pub async fn start_plugin(&mut self) {
+    pub async fn start_plugin(&mut self) -> Broker {
         let broker = Broker::listen(&self.paths.broker_socket(), Some(FOREBAY_GID), FUSE_UID).await.unwrap();
         let datasets = Datasets::File(self.objects_file());
-        self.plugin = Some(Node::start("node-a", self.paths.clone(), datasets, broker, self.mode).await.unwrap());
+        let node = Node::start("node-a", self.paths.clone(), datasets, broker.clone(), self.mode);
+        self.plugin = Some(node.await.unwrap());
+        broker
     }
 
     /// As if it was killed: everything it holds in memory is gone, the mounts stay.
