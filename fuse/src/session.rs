@@ -223,7 +223,7 @@ impl Session {
     fn pace(&self, request: &[u8]) -> Pace {
         match self.objects.pace(request) {
             // A slow one would be waited for here.
-            Pace::Quick if self.log.as_ref().is_some_and(|log| log.is_nearly_full()) => Pace::Waits,
+            Pace::Quick if self.log.as_ref().is_some_and(RequestLog::is_nearly_full) => Pace::Waits,
             pace => pace,
         }
     }
