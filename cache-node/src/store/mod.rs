@@ -19,6 +19,7 @@ mod held;
 mod index;
 #[cfg(test)]
 mod interleaving;
+mod landing;
 mod lease;
 mod lend;
 mod memory;
@@ -64,6 +65,7 @@ use fault::Faults;
 use held::Held;
 use index::Index;
 pub use index::IndexError;
+pub use landing::Landing;
 pub use lease::Lease;
 pub use lend::Lent;
 use memory::MemoryTier;
