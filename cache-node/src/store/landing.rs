@@ -184,3 +184,162 @@ impl Landing {
         store.send(Op::Written { pin, chunk, file, permit })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use bytes::Bytes;
+    use forebay_protocol::config::CHUNK_BYTES;
+    use forebay_protocol::layout::CacheLayout;
+
+    use super::super::DatasetSlot;
+    use super::super::backing::failing::{self, Call};
+    use super::*;
+
+    const CAPACITY: u64 = 4 * CHUNK_BYTES;
+    const SIZE: u64 = 2 * CHUNK_BYTES + 5000;
+    const FIRST: ChunkIndex = ChunkIndex(0);
+    const LAST: ChunkIndex = ChunkIndex(2);
+
+    fn object(n: u8) -> ObjectRef {
+        ObjectRef { id: ObjectId::new("landing", &[n], "e", SIZE), size: SIZE, dataset: DatasetSlot(0) }
+    }
+
+    fn bytes_of(chunk: ChunkIndex) -> Vec<u8> {
+        let range = chunk.range(SIZE);
+        (range.offset..range.end()).map(|at| (at / 7 % 251) as u8).collect()
+    }
+
+    struct Fixture {
+        _folder: tempfile::TempDir,
+        layout: CacheLayout,
+        store: Arc<Store>,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let layout = CacheLayout::new(folder.path());
+            let store = Store::open(&layout, CAPACITY, Arc::new(|_| ()), || ()).unwrap();
+            store.dataset("d").unwrap();
+            Self { _folder: folder, layout, store }
+        }
+
+        fn land(&self, n: u8, chunk: ChunkIndex) -> Landing {
+            self.store.land(&object(n), chunk).expect("there is room, and the disk works")
+        }
+
+        /// Lands a chunk in pieces of these sizes, in turn.
+        async fn bring(&self, n: u8, chunk: ChunkIndex, sizes: &[usize]) {
+            let (mut landing, bytes) = (self.land(n, chunk), bytes_of(chunk));
+            let (mut left, mut sizes) = (&bytes[..], sizes.iter().cycle());
+            while !left.is_empty() {
+                let (piece, after) = left.split_at((*sizes.next().unwrap()).min(left.len()));
+                landing.take(piece).unwrap();
+                assert!(!self.store.has(&object(n).id, chunk), "not before all of it is here");
+                left = after;
+            }
+            assert_eq!(landing.crc(), crc32c::crc32c(&bytes));
+            landing.end().await.unwrap();
+        }
+
+        async fn assert_here(&self, n: u8, chunk: ChunkIndex) {
+            let (bytes, crc) = self.store.read_chunk(&object(n), chunk).await.unwrap().expect("it is here");
+            assert!(bytes == bytes_of(chunk) && crc == crc32c::crc32c(&bytes), "object {n}, {chunk:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn pieces_of_any_size_make_the_chunk_and_it_survives() {
+        let f = Fixture::new();
+        f.bring(0, FIRST, &[1, 4095, 4096, 10_000, 3, 417_792]).await;
+        f.bring(0, ChunkIndex(1), &[CHUNK_BYTES as usize]).await;
+        f.bring(0, LAST, &[1]).await;
+        f.store.flush().await.unwrap();
+        f.store.close().await;
+        let store = Store::open(&f.layout, CAPACITY, Arc::new(|_| ()), || ()).unwrap();
+        let f = Fixture { store, ..f };
+        assert!(f.store.is_complete(&object(0).id));
+        for chunk in [FIRST, ChunkIndex(1), LAST] {
+            f.assert_here(0, chunk).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_given_up_half_way_stays_absent_and_gives_its_room_back() {
+        let f = Fixture::new();
+        let mut landings: Vec<_> = (0..4).map(|n| f.land(n, FIRST)).collect();
+        assert!(f.store.land(&object(5), FIRST).is_none(), "four chunks on their way fill the cache");
+        for landing in &mut landings {
+            landing.take(&bytes_of(FIRST)[..CHUNK_BYTES as usize / 2]).unwrap();
+        }
+        drop(landings);
+        assert_eq!(f.store.used_bytes(), 0);
+        assert!(!f.store.has(&object(0).id, FIRST));
+        assert!(f.store.backing.open(&object(0).id).unwrap().is_none(), "no empty file stays");
+        f.bring(5, FIRST, &[100_000]).await;
+        f.assert_here(5, FIRST).await;
+    }
+
+    #[tokio::test]
+    async fn two_who_bring_the_same_chunk_do_no_harm() {
+        let f = Fixture::new();
+        let (mut first, mut second) = (f.land(0, FIRST), f.land(0, FIRST));
+        let bytes = bytes_of(FIRST);
+        first.take(&bytes).unwrap();
+        second.take(&bytes[..5000]).unwrap();
+        first.end().await.unwrap();
+        assert!(f.store.land(&object(0), FIRST).is_none(), "it is here");
+        second.take(&bytes[5000..]).unwrap();
+        second.end().await.unwrap();
+        assert_eq!(f.store.used_bytes(), CHUNK_BYTES);
+        f.assert_here(0, FIRST).await;
+    }
+
+    #[tokio::test]
+    async fn an_object_that_is_dropped_meanwhile_stays_so() {
+        let f = Fixture::new();
+        f.bring(0, LAST, &[1000]).await;
+        let mut landing = f.land(0, FIRST);
+        landing.take(&bytes_of(FIRST)).unwrap();
+        assert!(f.store.forget(&object(0).id));
+        landing.end().await.unwrap();
+        assert!(!f.store.has(&object(0).id, FIRST));
+        f.store.flush().await.unwrap();
+        assert_eq!(f.store.used_bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_fails_half_way_is_told_of_and_takes_no_more_landings_until_it_works() {
+        let f = Fixture::new();
+        let mut landing = f.land(0, FIRST);
+        let bytes = bytes_of(FIRST);
+        landing.take(&bytes[..5000]).unwrap();
+        let path = f.layout.partial().join(object(0).id.relative_path());
+        failing::fail(&path, Call::Write);
+        landing.take(&bytes[5000..]).unwrap_err();
+        assert!(f.store.faults().writes_fail());
+        assert!(f.store.land(&object(1), FIRST).is_none());
+        failing::heal(&path, Call::Write);
+        drop(landing);
+        f.store.faults().writes_work();
+        f.bring(0, FIRST, &[100_000]).await;
+        f.assert_here(0, FIRST).await;
+    }
+
+    #[tokio::test]
+    async fn what_may_have_to_be_verified_first_is_gathered() {
+        let f = Fixture::new();
+        let whole = ObjectRef { id: ObjectId::new("landing", b"whole", "e", 1 << 20), size: 1 << 20, ..object(0) };
+        assert!(f.store.land(&whole, FIRST).is_none(), "its answer may come with a checksum");
+        let bytes = Bytes::from(bytes_of(FIRST));
+        let crc = crc32c::crc32c(&bytes);
+        f.store.write_chunk(&object(0), FIRST, bytes, crc).await.unwrap();
+        f.store.flush().await.unwrap();
+        let path = f.layout.partial().join(object(0).id.relative_path());
+        std::fs::OpenOptions::new().write(true).open(path).unwrap().write_all_at(b"damage", 17).unwrap();
+        assert!(f.store.read_chunk(&object(0), FIRST).await.unwrap().is_none());
+        assert!(f.store.land(&object(0), FIRST).is_none(), "what was here is mended by who has it");
+    }
+}

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use super::{ObjectRef, Store, StoreError, blocking};
 use crate::units::ChunkIndex;
+use bytes::Bytes;
 
 /// Between two evictions because the disk is full.
 const EVICTION_PAUSE: Duration = Duration::from_secs(10);
