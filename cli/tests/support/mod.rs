@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use forebay_csi::mode::Wanted;
 use forebay_csi::mount::kernel::MissingFeature;
-use forebay_csi::mount::mode::Wanted;
 use forebay_csi::mount::mountinfo;
 use program::Mode;
 use sha2::{Digest as _, Sha256};

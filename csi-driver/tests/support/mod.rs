@@ -18,8 +18,8 @@ use std::time::Duration;
 use forebay_catalog::{
     Catalog, CatalogOptions, CatalogSource, CatalogWriter, Mtime, ObjectId, SourceIndex, TreeAttributes,
 };
+use forebay_csi::mode::Wanted;
 use forebay_csi::mount;
-use forebay_csi::mount::mode::Wanted;
 use forebay_protocol::layout::CacheLayout;
 pub use map::mapped;
 
@@ -90,7 +90,7 @@ pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 #[macro_export]
 macro_rules! in_both_modes {
     ($($test:ident)*) => { $( mod $test {
-        use forebay_csi::mount::mode::Wanted;
+        use forebay_csi::mode::Wanted;
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn mode_kernel() {
             if $crate::support::can_mount_in(Wanted::Kernel) {
