@@ -3,18 +3,16 @@
 //! it. The descriptor may have been served by another process before: what that one left unanswered the kernel is asked to send again
 //! ([`resend`]), or it is in the session's log of requests.
 
-use std::collections::HashMap;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Once};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::abi::{self, InHeader, InterruptIn, OutHeader, UNIQUE_RESEND, op};
@@ -26,6 +24,7 @@ use crate::objects::{Later, Objects, Outcome, Pace};
 use crate::passthrough::Passthrough;
 use crate::registry::Registry;
 use crate::request_log::{self, Buffer, RequestLog};
+use crate::slow::{SlowRequest, SlowRequests};
 use crate::wake;
 
 /// Threads that read requests. More were no faster (`docs/performance.md`).
@@ -56,26 +55,11 @@ struct Session {
     runtime: Handle,
     listening: Listening,
     stopping: AtomicBool,
-    slow: Mutex<Slow>,
+    slow: SlowRequests,
     ended: watch::Sender<bool>,
     log: Option<RequestLog>,
     /// Done when what dead servers left in the log has been taken up.
     inherited: Once,
-}
-
-/// Requests that take time. Whoever removes an entry answers the request.
-#[derive(Debug, Default)]
-struct Slow {
-    next: u64,
-    by_unique: HashMap<u64, SlowRequest>,
-}
-
-#[derive(Debug)]
-struct SlowRequest {
-    ticket: u64,
-    task: AbortHandle,
-    /// Where it is in the log.
-    entry: Option<request_log::Entry>,
 }
 
 impl Server {
@@ -97,7 +81,7 @@ impl Server {
             runtime: Handle::current(),
             listening: Listening::default(),
             stopping: AtomicBool::new(false),
-            slow: Mutex::default(),
+            slow: SlowRequests::default(),
             ended: sender,
             log,
             inherited: Once::new(),
@@ -141,7 +125,7 @@ impl Server {
         }
         self.threads.clear();
         let finished = async {
-            while !self.session.slow().by_unique.is_empty() {
+            while !self.session.slow.is_empty() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
@@ -158,11 +142,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.session.stopping.store(true, Ordering::Release);
-        let slow = std::mem::take(&mut self.session.slow().by_unique);
-        // In the log they stay.
-        for slow in slow.into_values() {
-            slow.task.abort();
-        }
+        self.session.slow.abandon();
         // A signal may come just before a thread blocks in read, so ask until it is gone.
         let threads = std::mem::take(&mut self.threads);
         if threads.is_empty() {
@@ -269,25 +249,21 @@ impl Session {
             let result = self.runtime.block_on(later);
             return self.answer(unique, result);
         }
-        let mut slow = self.slow();
-        slow.next += 1;
-        let ticket = slow.next;
         let session = Arc::clone(self);
-        let waiting = counters::waiting();
-        let task = self.runtime.spawn(async move {
-            let result = later.await;
-            drop(waiting);
-            if let Some(slow) = session.take(unique, Some(ticket)) {
-                session.answer(unique, result);
-                session.answered(slow);
-            }
+        let earlier = self.slow.begin(unique, entry.flatten(), |ticket| {
+            let waiting = counters::waiting();
+            let work = async move {
+                let result = later.await;
+                drop(waiting);
+                if let Some(slow) = session.slow.take(unique, Some(ticket)) {
+                    session.answer(unique, result);
+                    session.answered(slow);
+                }
+            };
+            self.runtime.spawn(work).abort_handle()
         });
-        let earlier =
-            slow.by_unique.insert(unique, SlowRequest { ticket, task: task.abort_handle(), entry: entry.flatten() });
-        drop(slow);
-        // The log had it twice: its last server died while it noted it.
         if let Some(earlier) = earlier {
-            earlier.task.abort();
+            earlier.abort();
             self.answered(earlier);
         }
     }
@@ -305,23 +281,13 @@ impl Session {
         }
     }
 
-    /// The right to answer a slow request, if it has not been answered yet.
-    fn take(&self, unique: u64, ticket: Option<u64>) -> Option<SlowRequest> {
-        let mut slow = self.slow();
-        let held = slow.by_unique.get(&unique)?;
-        if ticket.is_some_and(|ticket| ticket != held.ticket) {
-            return None;
-        }
-        slow.by_unique.remove(&unique)
-    }
-
     /// A reader wants to give up: the slow request is answered with EINTR. If we do not have it, another thread may just be taking it up: the
     /// kernel then asks again, and stops when the request is answered.
     fn interrupt(&self, header: &InHeader, body: &[u8]) {
         let Ok((interrupt, _)) = InterruptIn::read_from_prefix(body) else { return };
-        match self.take(interrupt.unique, None) {
+        match self.slow.take(interrupt.unique, None) {
             Some(slow) => {
-                slow.task.abort();
+                slow.abort();
                 self.reply(interrupt.unique, -(Errno::EINTR as i32), &[]);
                 self.answered(slow);
             }
@@ -383,10 +349,6 @@ impl Session {
             log.clear(place);
         }
         left.others_live
-    }
-
-    fn slow(&self) -> MutexGuard<'_, Slow> {
-        self.slow.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
