@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use crate::request_log::Entry;
@@ -24,8 +25,19 @@ struct Noted {
 pub(crate) struct SlowRequest {
     ticket: u64,
     task: AbortHandle,
-    /// Where it is in the log.
-    pub(crate) entry: Option<Entry>,
+    pub(crate) kept: Kept,
+}
+
+/// Where a request is found if the process is killed before it is answered.
+#[derive(Debug)]
+pub(crate) enum Kept {
+    /// The session has no log.
+    Nowhere,
+    /// In an entry of the log.
+    Entry(Entry),
+    /// In the slot of the thread that read it, since there was no entry. The thread waits to be told that it is answered; if that is dropped
+    /// instead, it is to stay there.
+    Slot(oneshot::Sender<()>),
 }
 
 impl SlowRequest {
@@ -38,18 +50,13 @@ impl SlowRequest {
 impl SlowRequests {
     /// Notes a request and has the work begun, by who gets a ticket to take it out with. Returns what was noted under this number before: the log had
     /// it twice, since its last server died while it noted it.
-    pub(crate) fn begin(
-        &self,
-        unique: u64,
-        entry: Option<Entry>,
-        work: impl FnOnce(u64) -> AbortHandle,
-    ) -> Option<SlowRequest> {
+    pub(crate) fn begin(&self, unique: u64, kept: Kept, work: impl FnOnce(u64) -> AbortHandle) -> Option<SlowRequest> {
         // Held until it is noted: the work may have ended before.
         let mut noted = self.noted();
         noted.next += 1;
         let ticket = noted.next;
         let task = work(ticket);
-        noted.by_unique.insert(unique, SlowRequest { ticket, task, entry })
+        noted.by_unique.insert(unique, SlowRequest { ticket, task, kept })
     }
 
     /// The right to answer a request, if it has not been answered yet; with a ticket only if it is still that one's.

@@ -26,7 +26,7 @@ pub(super) const SLOT_BYTES: usize = abi::MIN_READ_BUFFER;
 
 /// Requests of a worker whose answers take time, all of them READs. There may be more, as many as readers wait; those are waited for by the thread that
 /// read them.
-pub(super) const ENTRIES: u32 = 4096;
+pub(crate) const ENTRIES: u32 = 4096;
 
 /// Bytes of an entry: a READ has 80. None crosses a page.
 pub(super) const ENTRY_BYTES: usize = 128;

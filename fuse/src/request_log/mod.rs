@@ -18,8 +18,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::abi;
-pub(crate) use layout::SLOTS;
-use layout::{ENTRIES, ENTRY_BYTES, REGIONS, SLOT_BYTES};
+pub(crate) use layout::{ENTRIES, SLOTS};
+use layout::{ENTRY_BYTES, REGIONS, SLOT_BYTES};
 pub use layout::{Place, create, is_log};
 use locks::Locked;
 use slot::Slot;
@@ -106,10 +106,18 @@ impl RequestLog {
     fn take_region(file: &File) -> io::Result<u64> {
         let since = Instant::now();
         loop {
+            // One in which nothing was left has room for all that may wait, also for what was left in others.
+            let mut used = None;
             for region in 0..REGIONS {
                 if let Some(locked) = Locked::try_take(file, region)? {
-                    return Ok(locked.keep());
+                    if layout::requests(file, region)?.is_empty() {
+                        return Ok(locked.keep());
+                    }
+                    used.get_or_insert(locked);
                 }
+            }
+            if let Some(used) = used {
+                return Ok(used.keep());
             }
             // One that takes up what dead ones left has their regions for a moment.
             if since.elapsed() > PATIENCE {
@@ -288,7 +296,9 @@ mod tests {
         assert!(worker.enter(&request(1, op::READ)).is_some());
         assert!(worker.enter(&[1; ENTRY_BYTES + 1]).is_none(), "longer than an entry");
         drop(worker);
-        assert_eq!(left(&next(&log)).len(), ENTRIES as usize);
+        let worker = next(&log);
+        assert_eq!(left(&worker).len(), ENTRIES as usize);
+        assert!(worker.enter(&request(1, op::READ)).is_some(), "the next one has room for what it takes up");
     }
 
     #[test]
