@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use forebay_crds::{GoDuration, parse_quantity};
-use forebay_csi::mount::mode::Wanted;
+use forebay_csi::mode::Wanted;
 use forebay_csi::opens::DEFAULT_PERCENT;
 
 /// Data in object stores, as fast as if it were on the GPU nodes.

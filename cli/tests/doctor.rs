@@ -60,7 +60,7 @@ fn the_mode_that_is_chosen_is_told_and_why() {
     }
     let (_, said) = doctor(&mut forebay());
     let mode = line(&said, "mount mode");
-    let why = forebay_csi::mount::mode::Wanted::Auto.choose().unwrap().to_string();
+    let why = forebay_csi::mode::Wanted::Auto.choose().unwrap().to_string();
     assert!(mode.contains(&format!("mount mode {why}")), "{said}");
 }
 

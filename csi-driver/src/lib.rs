@@ -9,6 +9,7 @@ mod events;
 mod health;
 mod identity_service;
 pub mod metrics;
+pub mod mode;
 pub mod mount;
 pub mod node;
 mod node_service;

@@ -16,7 +16,7 @@ use prometheus_client::registry::Registry;
 use tonic::Code;
 
 use crate::broker::Standing;
-use crate::mount::mode::Mode;
+use crate::mode::Mode;
 
 /// Upper bounds of durations, in seconds: a mount takes some milliseconds, and staging waits 15 s for a catalog or a daemon.
 const BUCKETS: [f64; 11] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];

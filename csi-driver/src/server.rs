@@ -21,7 +21,7 @@ use crate::broker::Broker;
 use crate::datasets::Datasets;
 use crate::health::{self, Pages};
 use crate::identity_service::IdentityService;
-use crate::mount::mode::Wanted;
+use crate::mode::Wanted;
 use crate::node::{Node, NodeError};
 use crate::node_service::NodeService;
 use crate::opens::{self, Schedule};

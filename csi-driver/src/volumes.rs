@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::mount::mode::Mode;
+use crate::mode::Mode;
 
 /// One staged volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

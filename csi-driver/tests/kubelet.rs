@@ -7,7 +7,7 @@ mod support;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use forebay_csi::mount::mode::Wanted;
+use forebay_csi::mode::Wanted;
 use forebay_csi::server::{Arguments, run};
 use forebay_protocol::csi::volume_capability::access_mode::Mode;
 use forebay_protocol::csi::volume_capability::{AccessMode, AccessType, MountVolume};

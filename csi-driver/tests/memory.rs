@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
-use forebay_csi::mount::mode::Wanted;
+use forebay_csi::mode::Wanted;
 use support::plugin::{World, run_daemon};
 
 #[test]

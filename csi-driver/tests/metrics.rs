@@ -9,7 +9,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use forebay_csi::mount::mode::Wanted;
+use forebay_csi::mode::Wanted;
 use forebay_fuse::status::{self, Question, Unwell};
 use support::freeze;
 use support::plugin::{World, run_daemon};

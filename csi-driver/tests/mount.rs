@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use forebay_csi::mode::Wanted;
 use forebay_csi::mount;
-use forebay_csi::mount::mode::Wanted;
 use forebay_fuse::{Registry, Server, Tree};
 use forebay_protocol::local::FailureKind;
 use rustix::fs::OFlags;

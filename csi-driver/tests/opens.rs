@@ -7,7 +7,7 @@ mod support;
 use std::path::Path;
 use std::process::Command;
 
-use forebay_csi::mount::mode::Wanted;
+use forebay_csi::mode::Wanted;
 use support::plugin::{World, run_daemon};
 use support::process::Plugin;
 use support::{can_mount_in, can_pass_through, until};

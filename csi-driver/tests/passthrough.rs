@@ -4,7 +4,7 @@
 
 mod support;
 
-use forebay_csi::mount::mode::Wanted;
+use forebay_csi::mode::Wanted;
 use std::fs::File as StdFile;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use forebay_csi::mount::mode::Wanted;
+use forebay_csi::mode::Wanted;
 use support::plugin::{Daemon, World, run_daemon};
 use support::{can_mount_in, patience, until};
 

@@ -7,7 +7,7 @@ mod support;
 use std::io::Read as _;
 use std::time::{Duration, Instant};
 
-use forebay_csi::mount::mode::Wanted;
+use forebay_csi::mode::Wanted;
 use support::plugin::{World, run_daemon};
 use support::process::Plugin;
 

@@ -7,7 +7,7 @@ mod support;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use forebay_csi::mount::mode::Wanted;
+use forebay_csi::mode::Wanted;
 use forebay_protocol::local::Held;
 use support::plugin::{World, run_daemon};
 use support::{can_mount_in, mapped, until};

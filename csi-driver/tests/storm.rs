@@ -8,8 +8,8 @@ mod support;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use forebay_csi::mode::Wanted;
 use forebay_csi::mount;
-use forebay_csi::mount::mode::Wanted;
 use support::plugin::{World, kill, run_daemon};
 use support::process::Plugin;
 use support::readers::{self, Readers};

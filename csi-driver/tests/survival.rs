@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use forebay_csi::mount::mode::Wanted;
+use forebay_csi::mode::Wanted;
 use forebay_protocol::fdsocket::FdSocket;
 use support::map::shared_memory;
 use support::plugin::{Daemon, World, run_daemon};

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use forebay_csi::mount::mode::Wanted;
+use forebay_csi::mode::Wanted;
 use support::plugin::{World, run_daemon};
 use support::{Dataset, can_mount};
 

@@ -20,6 +20,7 @@ pub mod s3;
 pub mod s3_client;
 pub mod scenarios;
 pub mod setup;
+pub mod skipped;
 pub mod wait;
 
 pub use cluster::{Cluster, Options};

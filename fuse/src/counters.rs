@@ -88,6 +88,7 @@ struct Threads {
 
 static THREADS: Mutex<Option<Threads>> = Mutex::new(None);
 static WAITING: AtomicU64 = AtomicU64::new(0);
+static WITHOUT_ROOM: AtomicU64 = AtomicU64::new(0);
 static CONNECTED: AtomicU64 = AtomicU64::new(0);
 static CONNECTIONS_LOST: AtomicU64 = AtomicU64::new(0);
 
@@ -149,6 +150,16 @@ pub(crate) fn take_up(opcode: u32) -> TakenUp {
         kind.into_iter().for_each(add_one);
     });
     TakenUp { _not_send: std::marker::PhantomData }
+}
+
+impl TakenUp {
+    /// The request is put off; the thread only waits with it until it is answered, because the log has no room for it.
+    pub(crate) fn without_room(self) -> Present {
+        let waits = Present::begin(&WITHOUT_ROOM);
+        // It is at none meanwhile.
+        drop(self);
+        waits
+    }
 }
 
 impl Drop for TakenUp {
@@ -221,6 +232,8 @@ pub(crate) struct Snapshot {
     pub(crate) at_once: u64,
     pub(crate) put_off: u64,
     pub(crate) waiting: u64,
+    /// Threads that wait with one of these.
+    pub(crate) without_room: u64,
     /// By errno; none that did not happen.
     pub(crate) errors: Vec<(Errno, u64)>,
     pub(crate) passthrough_opens: u64,
@@ -255,6 +268,7 @@ pub(crate) fn snapshot() -> Snapshot {
         at_once: sum.at_once.load(Relaxed),
         put_off: sum.put_off.load(Relaxed),
         waiting: WAITING.load(Relaxed),
+        without_room: WITHOUT_ROOM.load(Relaxed),
         errors: sum.errors.iter().enumerate().map(errno).filter(|(_, count)| *count > 0).collect(),
         passthrough_opens: sum.passthrough_opens.load(Relaxed),
         daemon_opens: sum.daemon_opens.load(Relaxed),

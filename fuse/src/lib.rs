@@ -21,6 +21,7 @@ mod registry;
 pub mod request_log;
 pub mod session;
 mod session_files;
+mod slow;
 pub mod status;
 pub mod supervise;
 mod tree;

@@ -3,29 +3,28 @@
 //! it. The descriptor may have been served by another process before: what that one left unanswered the kernel is asked to send again
 //! ([`resend`]), or it is in the session's log of requests.
 
-use std::collections::HashMap;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Once};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
-use tokio::task::AbortHandle;
+use tokio::sync::{oneshot, watch};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::abi::{self, InHeader, InterruptIn, OutHeader, UNIQUE_RESEND, op};
 use crate::backing::Bytes;
-use crate::counters;
+use crate::counters::{self, TakenUp};
 use crate::handshake::MAX_PAGES;
 use crate::listen::{Listening, has_request};
 use crate::objects::{Later, Objects, Outcome, Pace};
 use crate::passthrough::Passthrough;
 use crate::registry::Registry;
 use crate::request_log::{self, Buffer, RequestLog};
+use crate::slow::{Kept, SlowRequest, SlowRequests};
 use crate::wake;
 
 /// Threads that read requests. More were no faster (`docs/performance.md`).
@@ -56,26 +55,11 @@ struct Session {
     runtime: Handle,
     listening: Listening,
     stopping: AtomicBool,
-    slow: Mutex<Slow>,
+    slow: SlowRequests,
     ended: watch::Sender<bool>,
     log: Option<RequestLog>,
     /// Done when what dead servers left in the log has been taken up.
     inherited: Once,
-}
-
-/// Requests that take time. Whoever removes an entry answers the request.
-#[derive(Debug, Default)]
-struct Slow {
-    next: u64,
-    by_unique: HashMap<u64, SlowRequest>,
-}
-
-#[derive(Debug)]
-struct SlowRequest {
-    ticket: u64,
-    task: AbortHandle,
-    /// Where it is in the log.
-    entry: Option<request_log::Entry>,
 }
 
 impl Server {
@@ -97,7 +81,7 @@ impl Server {
             runtime: Handle::current(),
             listening: Listening::default(),
             stopping: AtomicBool::new(false),
-            slow: Mutex::default(),
+            slow: SlowRequests::default(),
             ended: sender,
             log,
             inherited: Once::new(),
@@ -135,49 +119,50 @@ impl Server {
     /// Takes no more requests, finishes those under way, and returns. The session itself goes on.
     pub async fn stop(mut self) {
         self.session.stopping.store(true, Ordering::Release);
-        while self.threads.iter().any(|thread| !thread.is_finished()) {
-            self.wake_threads();
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-        self.threads.clear();
         let finished = async {
-            while !self.session.slow().by_unique.is_empty() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
+            while wake_all(&self.threads) || !self.session.slow.is_empty() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
         if tokio::time::timeout(GRACE, finished).await.is_err() {
             tracing::info!("leaving slow requests to the next server of the session");
+            // Threads that wait for one, too.
+            while wake_all(&self.threads) {
+                self.session.slow.abandon();
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
         }
-    }
-
-    fn wake_threads(&self) {
-        self.threads.iter().filter(|thread| !thread.is_finished()).for_each(wake::wake);
+        self.threads.clear();
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         self.session.stopping.store(true, Ordering::Release);
-        let slow = std::mem::take(&mut self.session.slow().by_unique);
-        // In the log they stay.
-        for slow in slow.into_values() {
-            slow.task.abort();
-        }
+        self.session.slow.abandon();
         // A signal may come just before a thread blocks in read, so ask until it is gone.
         let threads = std::mem::take(&mut self.threads);
         if threads.is_empty() {
             return;
         }
+        let session = Arc::clone(&self.session);
         let waking = std::thread::Builder::new().name("fuse-stop".into()).spawn(move || {
-            while threads.iter().any(|thread| !thread.is_finished()) {
-                threads.iter().filter(|thread| !thread.is_finished()).for_each(wake::wake);
+            while wake_all(&threads) {
                 std::thread::sleep(Duration::from_millis(2));
+                // One that they took up meanwhile, and wait for.
+                session.slow.abandon();
             }
         });
         if let Err(error) = waking {
             tracing::error!(%error, "can't stop the session's threads; they end when it is unmounted");
         }
     }
+}
+
+/// Wakes threads that wait for a request; whether any has not ended.
+fn wake_all(threads: &[JoinHandle<()>]) -> bool {
+    let alive = threads.iter().filter(|thread| !thread.is_finished());
+    alive.inspect(|thread| wake::wake(thread)).count() > 0
 }
 
 impl Session {
@@ -201,7 +186,9 @@ impl Session {
                     let pace = self.pace(request);
                     // Somebody else listens meanwhile, if this takes a while or more has come.
                     turn = turn.take_if(|turn| turn.goes_on(pace) && !has_request(&self.fd));
-                    self.dispatch(request, &mut answer, false);
+                    if !self.dispatch(request, &mut answer, false) {
+                        return;
+                    }
                 }
                 // A wake-up; or the request was interrupted before we could have it.
                 Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN | rustix::io::Errno::NOENT) => {}
@@ -234,15 +221,17 @@ impl Session {
         }
     }
 
-    /// Has a request answered, or noted as a slow one. `again`: a server before us has had it, and may even have answered it.
-    fn dispatch(self: &Arc<Self>, request: &[u8], answer: &mut [u8], again: bool) {
+    /// Has a request answered, or noted as a slow one; false if it has to stay where it is, for the next server. `again`: a server before us has had
+    /// it, and may even have answered it.
+    fn dispatch(self: &Arc<Self>, request: &[u8], answer: &mut [u8], again: bool) -> bool {
         let Ok((mut header, body)) = InHeader::read_from_prefix(request) else {
             tracing::error!(length = request.len(), "a request without a header was ignored");
-            return;
+            return true;
         };
-        let _taken_up = counters::take_up(header.opcode);
+        let taken_up = counters::take_up(header.opcode);
         if header.opcode == op::INTERRUPT {
-            return self.interrupt(&header, body);
+            self.interrupt(&header, body);
+            return true;
         }
         let unique = header.unique;
         if again {
@@ -258,38 +247,42 @@ impl Session {
                 self.reply(unique, -(errno as i32), &[]);
             }
             Outcome::Silent => {}
-            Outcome::Later(later) => self.finish_later(unique, request, later),
+            Outcome::Later(later) => return self.finish_later(unique, request, later, taken_up),
         }
+        true
     }
 
-    fn finish_later(self: &Arc<Self>, unique: u64, request: &[u8], later: Later) {
-        let entry = self.log.as_ref().map(|log| log.enter(request));
-        if let Some(None) = entry {
-            // No room: it stays where it is until it is answered.
-            let result = self.runtime.block_on(later);
-            return self.answer(unique, result);
-        }
-        let mut slow = self.slow();
-        slow.next += 1;
-        let ticket = slow.next;
-        let session = Arc::clone(self);
-        let waiting = counters::waiting();
-        let task = self.runtime.spawn(async move {
-            let result = later.await;
-            drop(waiting);
-            if let Some(slow) = session.take(unique, Some(ticket)) {
-                session.answer(unique, result);
-                session.answered(slow);
+    /// Has a slow request noted and worked on. Where the log has no room for it, waits for its answer; false if none is given.
+    fn finish_later(self: &Arc<Self>, unique: u64, request: &[u8], later: Later, taken_up: TakenUp) -> bool {
+        let (kept, answered) = match self.log.as_ref().map(|log| log.enter(request)) {
+            None => (Kept::Nowhere, None),
+            Some(Some(entry)) => (Kept::Entry(entry), None),
+            Some(None) => {
+                let (answered, told) = oneshot::channel();
+                (Kept::Slot(answered), Some(told))
             }
+        };
+        let session = Arc::clone(self);
+        let earlier = self.slow.begin(unique, kept, |ticket| {
+            let waiting = counters::waiting();
+            let work = async move {
+                let result = later.await;
+                drop(waiting);
+                if let Some(slow) = session.slow.take(unique, Some(ticket)) {
+                    session.answer(unique, result);
+                    session.answered(slow);
+                }
+            };
+            self.runtime.spawn(work).abort_handle()
         });
-        let earlier =
-            slow.by_unique.insert(unique, SlowRequest { ticket, task: task.abort_handle(), entry: entry.flatten() });
-        drop(slow);
-        // The log had it twice: its last server died while it noted it.
         if let Some(earlier) = earlier {
-            earlier.task.abort();
+            earlier.abort();
             self.answered(earlier);
         }
+        let Some(answered) = answered else { return true };
+        // As any other that waits for a cache node it is no sign of a thread that hangs.
+        let _without_room = taken_up.without_room();
+        answered.blocking_recv().is_ok()
     }
 
     fn answer(&self, unique: u64, result: Result<Bytes, Errno>) {
@@ -300,28 +293,21 @@ impl Session {
     }
 
     fn answered(&self, slow: SlowRequest) {
-        if let (Some(log), Some(entry)) = (&self.log, slow.entry) {
-            log.answered(entry);
+        match (slow.kept, &self.log) {
+            (Kept::Entry(entry), Some(log)) => log.answered(entry),
+            // It is ending, if it does not listen.
+            (Kept::Slot(thread), _) => drop(thread.send(())),
+            (Kept::Nowhere | Kept::Entry(_), _) => {}
         }
-    }
-
-    /// The right to answer a slow request, if it has not been answered yet.
-    fn take(&self, unique: u64, ticket: Option<u64>) -> Option<SlowRequest> {
-        let mut slow = self.slow();
-        let held = slow.by_unique.get(&unique)?;
-        if ticket.is_some_and(|ticket| ticket != held.ticket) {
-            return None;
-        }
-        slow.by_unique.remove(&unique)
     }
 
     /// A reader wants to give up: the slow request is answered with EINTR. If we do not have it, another thread may just be taking it up: the
     /// kernel then asks again, and stops when the request is answered.
     fn interrupt(&self, header: &InHeader, body: &[u8]) {
         let Ok((interrupt, _)) = InterruptIn::read_from_prefix(body) else { return };
-        match self.take(interrupt.unique, None) {
+        match self.slow.take(interrupt.unique, None) {
             Some(slow) => {
-                slow.task.abort();
+                slow.abort();
                 self.reply(interrupt.unique, -(Errno::EINTR as i32), &[]);
                 self.answered(slow);
             }
@@ -379,14 +365,12 @@ impl Session {
             tracing::info!(requests = left.requests.len(), "taking up what another daemon did not finish");
         }
         for (place, request) in &left.requests {
-            self.dispatch(request, answer, true);
+            if !self.dispatch(request, answer, true) {
+                break;
+            }
             log.clear(place);
         }
         left.others_live
-    }
-
-    fn slow(&self) -> MutexGuard<'_, Slow> {
-        self.slow.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -399,3 +383,6 @@ pub fn resend(session: impl AsFd) -> std::io::Result<bool> {
         Err(error) => Err(error.into()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! What the daemon says of itself: to the exec probes of its container, by a socket of its pod's network namespace, and to the CSI plugin, which shows it
 //! as metrics, by the broker's. So the daemon needs no port and no folder. Whether a worker hangs is seen in two ways: a session's thread stays at one request, and requests wait in the
-//! kernel that no thread takes up. A request that waits for a cache node keeps no thread.
+//! kernel that no thread takes up. A request that waits for a cache node is neither: it keeps no thread, unless so many wait that the log of requests
+//! is full, and then the thread counts as being at none, and what waits in the kernel meanwhile as taken up when it can be.
 
 use std::collections::HashMap;
 use std::hash::{Hash as _, Hasher as _};
@@ -136,6 +137,8 @@ struct Stalls {
 impl Stalls {
     /// What stands still the longest, seen `now`.
     fn look(&mut self, counts: &Snapshot, untaken: bool, now: Instant) -> Option<Stall> {
+        // It may be that all threads wait for cache nodes, which have a time of their own.
+        let untaken = untaken && counts.without_room == 0;
         self.threads.retain(|number, (begun, _)| counts.threads.contains(&(*number, *begun, true)));
         for (number, begun, _) in counts.threads.iter().filter(|(_, _, at_one)| *at_one) {
             self.threads.entry(*number).or_insert((*begun, now));
@@ -243,6 +246,14 @@ mod tests {
         assert_eq!(after(vec![(idle(5), true); 4]), Some(waited));
         assert_eq!(after([(idle(5), true), (idle(5), true), (idle(6), true)]), None);
         assert_eq!(after([(idle(5), true), (idle(5), false), (idle(5), true)]), None);
+        // All threads may wait with requests that the log has no room for.
+        let mut stalls = Stalls::default();
+        let now = Instant::now();
+        for (second, without_room) in [2, 2, 1, 0].into_iter().enumerate() {
+            let counts = Snapshot { without_room, ..counts(&idle(5)) };
+            assert_eq!(stalls.look(&counts, true, now + Duration::from_mins(second as u64)), None);
+        }
+        assert!(stalls.look(&counts(&idle(5)), true, now + Duration::from_mins(5)).is_some());
         // A thread that ends takes its requests along.
         let mut stalls = Stalls::default();
         let now = Instant::now();

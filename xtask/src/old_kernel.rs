@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use forebay_e2e::command::{command, text};
 use forebay_e2e::old_kernel::{OldKernel, quote};
-use forebay_e2e::{paths, setup};
+use forebay_e2e::{paths, setup, skipped};
 
 use crate::test::Counts;
 
@@ -151,7 +151,7 @@ fn script_of(
     kills: &str,
     slow: bool,
 ) -> Result<String> {
-    let mut script = format!("export FOREBAY_REQUIRE_ALL=1 FOREBAY_SKIPPED={SKIPPED}\n");
+    let mut script = format!("export {}=1 {}={SKIPPED}\n", skipped::REQUIRE_ALL, skipped::LIST);
     if slow {
         script.push_str("export FOREBAY_SLOW=1\n");
     }

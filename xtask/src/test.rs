@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use forebay_e2e::command::{command, run_shown};
-use forebay_e2e::{paths, readers, scenarios, setup};
+use forebay_e2e::{paths, readers, scenarios, setup, skipped};
 
 use crate::{fuzz, old_kernel, watch};
 
@@ -36,7 +36,7 @@ impl Test {
         // By itself: the compiler may be silent for longer than a test.
         step("building the tests", &["test", "--workspace", "--no-run"])?;
         // Everything is set up, so that a test which finds it can't run has found a mistake.
-        let mut environment = vec!["FOREBAY_REQUIRE_ALL"];
+        let mut environment = vec![skipped::REQUIRE_ALL];
         if !self.no_cluster {
             environment.push(scenarios::ENABLE);
         }

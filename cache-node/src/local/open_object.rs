@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use forebay_catalog::ObjectId;
 use forebay_protocol::local::{Ensure, Ensured, Failed};
 use parking_lot::Mutex;
-use tokio::task::JoinHandle;
+use tokio::sync::oneshot;
 
 use super::readahead::ReadAhead;
 use super::spill::Spill;
@@ -26,8 +26,8 @@ pub(super) struct OpenObject {
     begun: Mutex<Option<(Ensure, Begun)>>,
 }
 
-/// A range on its way.
-pub(super) type Begun = JoinHandle<Result<Ensured, Failed>>;
+/// A range on its way, which is given up when this is dropped.
+pub(super) type Begun = oneshot::Receiver<Result<Ensured, Failed>>;
 
 /// What the reader has a descriptor of.
 pub(super) enum Hold {
@@ -57,7 +57,12 @@ impl OpenObject {
 
     /// The range if it is on its way, once.
     pub(super) fn take_begun(&self, range: &Ensure) -> Option<Begun> {
-        self.begun.lock().take_if(|(begun, _)| begun == range).map(|(_, task)| task)
+        self.begun.lock().take_if(|(begun, _)| begun == range).map(|(_, begun)| begun)
+    }
+
+    /// Nobody will ask for the range that is on its way.
+    pub(super) fn give_begun_up(&self) {
+        *self.begun.lock() = None;
     }
 
     /// Whether what the reader has is still right.

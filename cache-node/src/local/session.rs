@@ -13,8 +13,9 @@ use forebay_protocol::local::{
     response::Result as Answer,
 };
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::accounts::{self, Accounts};
 use super::open_object::{Hold, OpenObject};
@@ -66,9 +67,13 @@ pub(super) async fn run(socket: FdSocket, shared: Arc<Shared>) -> io::Result<()>
 impl Session {
     async fn answer(self: &Arc<Self>, request: Request) {
         let Request { id, call } = request;
+        let mut begun = None;
         let (answer, file) = match call {
             Some(Call::Open(open)) => match self.open(open).await {
-                Ok((opened, file)) => (Answer::Opened(opened), Some(file)),
+                Ok((opened, file, next)) => {
+                    begun = next;
+                    (Answer::Opened(opened), Some(file))
+                }
                 Err(failed) => (Answer::Failed(failed), None),
             },
             Some(Call::Ensure(ensure)) => {
@@ -102,6 +107,10 @@ impl Session {
         if let Err(error) = self.socket.send(&Response { id, result: Some(answer) }, &fds).await {
             tracing::debug!(%error, "a local client does not take its answer");
         }
+        // So that it ends with the connection, as what has been asked for does.
+        if let Some(begun) = begun {
+            let _ = begun.await;
+        }
     }
 
     fn held(&self) -> Result<Held, Failed> {
@@ -116,14 +125,18 @@ impl Session {
 
     fn close(&self, lease: u64) {
         let mut leases = self.leases.lock();
-        if let Some(closed) = leases.remove(&lease)
-            && !leases.values().any(|open| open.dataset_uid == closed.dataset_uid)
-        {
+        let Some(closed) = leases.remove(&lease) else { return };
+        closed.give_begun_up();
+        if !leases.values().any(|open| open.dataset_uid == closed.dataset_uid) {
             self.accounts.forgive(&closed.dataset_uid);
         }
     }
 
-    async fn open(self: &Arc<Self>, open: Open) -> Result<(Opened, std::fs::File), Failed> {
+    /// Opens an object. If the reader names a range that it asks for next, that is on its way as long as it is awaited.
+    async fn open(
+        self: &Arc<Self>,
+        open: Open,
+    ) -> Result<(Opened, std::fs::File, Option<AbortOnDropHandle<()>>), Failed> {
         let Open { dataset_uid, object_id, offset, length } = open;
         let id: [u8; 16] =
             object_id.as_slice().try_into().map_err(|_| failed(FailureKind::NotFound, "an object id has 16 bytes"))?;
@@ -138,11 +151,23 @@ impl Session {
         let copy = engine.borrowed_copy(&dataset, &object);
         let open = Arc::new(OpenObject::new(hold, copy, dataset_uid, id));
         self.leases.lock().insert(lease, Arc::clone(&open));
-        if length > 0 && !complete {
-            let (this, next) = (Arc::clone(self), Ensure { lease, offset, length });
-            open.begin(next, tokio::spawn(async move { this.ensure(next).await }));
-        }
-        Ok((Opened { lease, size: object.stored.size, complete }, file))
+        let begun = (length > 0 && !complete).then(|| self.begin(&open, Ensure { lease, offset, length }));
+        Ok((Opened { lease, size: object.stored.size, complete }, file, begun))
+    }
+
+    /// Begins what the reader asks for next.
+    fn begin(self: &Arc<Self>, open: &OpenObject, next: Ensure) -> AbortOnDropHandle<()> {
+        let (mut given, begun) = oneshot::channel();
+        open.begin(next, begun);
+        let this = Arc::clone(self);
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            let ensured = tokio::select! {
+                ensured = this.ensure(next) => ensured,
+                () = given.closed() => return,
+            };
+            // Given up just now.
+            let _ = given.send(ensured);
+        }))
     }
 
     /// The object's file in the cache, or one in memory when the disk can't take the object.
@@ -173,7 +198,7 @@ impl Session {
     async fn ensured(&self, ensure: Ensure) -> Result<Ensured, Failed> {
         let open = self.leases.lock().get(&ensure.lease).cloned();
         match open.and_then(|open| open.take_begun(&ensure)) {
-            Some(task) => task.await.unwrap_or_else(|_| Err(failed(FailureKind::Unspecified, "a fetch panicked"))),
+            Some(begun) => begun.await.unwrap_or_else(|_| Err(failed(FailureKind::Unspecified, "a fetch panicked"))),
             None => self.ensure(ensure).await,
         }
     }

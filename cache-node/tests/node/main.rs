@@ -2,6 +2,7 @@
 //! the time.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod begun;
 mod cluster;
 mod common;
 mod eviction;

@@ -1,6 +1,6 @@
 //! What the kernel has, and in which mode it mounts.
 
-use forebay_csi::mount::mode::{Mode, Wanted};
+use forebay_csi::mode::{Mode, Wanted};
 use forebay_csi::mount::{self, kernel};
 use forebay_fuse::handshake::Agreed;
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use forebay_csi::mount::mode::{Chosen, Wanted};
+use forebay_csi::mode::{Chosen, Wanted};
 
 use crate::mounted;
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use forebay_cache_node::node::Node;
-use forebay_csi::mount::mode::Chosen;
+use forebay_csi::mode::Chosen;
 use forebay_csi::opens::{self, Schedule};
 use forebay_csi::space::{LOOK as LOOK_FOR_SPACE, Space};
 use forebay_fuse::NodeClient;

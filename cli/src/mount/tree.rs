@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use forebay_catalog::{ObjectTable, TreeImage};
-use forebay_csi::mount::mode::Mode;
+use forebay_csi::mode::Mode;
 use forebay_csi::mount::{self, open_beneath};
 use forebay_csi::opens::Watched;
 use forebay_fuse::passthrough::{OpenTable, Passthrough, RegistrarInProcess};

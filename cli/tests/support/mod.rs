@@ -11,9 +11,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use forebay_csi::mode::Wanted;
 use forebay_csi::mount::kernel::MissingFeature;
-use forebay_csi::mount::mode::Wanted;
 use forebay_csi::mount::mountinfo;
+use forebay_e2e::skipped::kernel_lacks;
 use program::Mode;
 use sha2::{Digest as _, Sha256};
 
@@ -30,7 +31,7 @@ pub fn can_mount_in(mode: Mode) -> bool {
         return false;
     }
     if let Err(missing) = why_not(mode) {
-        kernel_lacks(&missing);
+        kernel_lacks(missing);
         return false;
     }
     if !s3::program().exists() {
@@ -45,19 +46,6 @@ pub fn can_mount_in(mode: Mode) -> bool {
 pub fn why_not(mode: Mode) -> Result<(), MissingFeature> {
     let wanted = [Wanted::Auto, Wanted::Kernel, Wanted::Fuse].into_iter().find(|wanted| wanted.argument() == mode.0);
     wanted.unwrap().choose().map(drop)
-}
-
-/// A test can't run on this kernel. `cargo xtask oldkernel` counts that as skipped; elsewhere nothing may be missing.
-fn kernel_lacks(reason: &dyn std::fmt::Display) {
-    eprintln!("skipped: {reason}");
-    match std::env::var_os("FOREBAY_SKIPPED") {
-        Some(list) => {
-            let mut list = std::fs::File::options().append(true).create(true).open(list).unwrap();
-            let test = std::thread::current().name().unwrap_or_default().to_owned();
-            std::io::Write::write_all(&mut list, format!("{test}: {reason}\n").as_bytes()).unwrap();
-        }
-        None => assert!(std::env::var_os("FOREBAY_REQUIRE_ALL").is_none(), "no test may be skipped"),
-    }
 }
 
 /// Defines a test for each mount mode of an `fn(Mode)`, named after it with the mode behind.

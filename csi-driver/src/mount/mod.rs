@@ -8,7 +8,6 @@ pub mod erofs;
 pub mod fuse;
 pub mod kernel;
 mod loop_device;
-pub mod mode;
 pub mod mountinfo;
 pub mod overlay;
 

@@ -15,8 +15,8 @@ use super::error::{NodeError, blocking};
 use super::mounts::{FOLDER, is_shown_at, slot_of};
 use crate::attributes::Attributes;
 use crate::datasets::{ResolveError, Target};
+use crate::mode::Mode;
 use crate::mount;
-use crate::mount::mode::Mode;
 use crate::volumes::{Shown, Volume};
 
 /// How long staging waits for the catalog to be on this node before it gives the reason. The kubelet asks again.

@@ -18,8 +18,9 @@ use std::time::Duration;
 use forebay_catalog::{
     Catalog, CatalogOptions, CatalogSource, CatalogWriter, Mtime, ObjectId, SourceIndex, TreeAttributes,
 };
+use forebay_csi::mode::Wanted;
 use forebay_csi::mount;
-use forebay_csi::mount::mode::Wanted;
+use forebay_e2e::skipped::kernel_lacks;
 use forebay_protocol::layout::CacheLayout;
 pub use map::mapped;
 
@@ -35,7 +36,7 @@ pub fn can_mount_in(mode: Wanted) -> bool {
         assert!(std::env::var_os("FOREBAY_REQUIRE_ALL").is_none(), "no test may be skipped");
         return false;
     }
-    mode.choose().map_err(|missing| kernel_lacks(&missing)).is_ok()
+    mode.choose().map_err(kernel_lacks).is_ok()
 }
 
 /// Whether the kernel reads complete files by itself in a tree of the FUSE daemon; says so if not.
@@ -43,7 +44,7 @@ pub fn can_pass_through() -> bool {
     can_mount() && {
         let can = has_passthrough();
         if !can {
-            kernel_lacks(&"this kernel's FUSE has no passthrough");
+            kernel_lacks("this kernel's FUSE has no passthrough");
         }
         can
     }
@@ -57,19 +58,6 @@ fn has_passthrough() -> bool {
 /// Whether complete files that are open need no daemon: in mode Kernel, or by passthrough.
 pub fn complete_files_need_nobody() -> bool {
     mount::kernel::check().is_ok() || has_passthrough()
-}
-
-/// A test can't run on this kernel. `cargo xtask oldkernel` counts that as skipped; elsewhere nothing may be missing.
-fn kernel_lacks(reason: &dyn std::fmt::Display) {
-    eprintln!("skipped: {reason}");
-    match std::env::var_os("FOREBAY_SKIPPED") {
-        Some(list) => {
-            let mut list = std::fs::File::options().append(true).create(true).open(list).unwrap();
-            let test = std::thread::current().name().unwrap_or_default().to_owned();
-            std::io::Write::write_all(&mut list, format!("{test}: {reason}\n").as_bytes()).unwrap();
-        }
-        None => assert!(std::env::var_os("FOREBAY_REQUIRE_ALL").is_none(), "no test may be skipped"),
-    }
 }
 
 /// How long something may take that takes no longer than this on an ordinary machine: on one with emulated processors, ten times as long.
@@ -90,7 +78,7 @@ pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 #[macro_export]
 macro_rules! in_both_modes {
     ($($test:ident)*) => { $( mod $test {
-        use forebay_csi::mount::mode::Wanted;
+        use forebay_csi::mode::Wanted;
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn mode_kernel() {
             if $crate::support::can_mount_in(Wanted::Kernel) {

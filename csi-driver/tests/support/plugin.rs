@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use forebay_csi::broker::Broker;
 use forebay_csi::datasets::Datasets;
-use forebay_csi::mount::mode::Wanted;
+use forebay_csi::mode::Wanted;
 use forebay_csi::node::Node;
 use forebay_csi::paths::Paths;
 use forebay_fuse::daemon::Resend;

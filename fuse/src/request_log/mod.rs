@@ -6,6 +6,8 @@
 //! copied it, from before the worker knows of it until it is answered; or, when its answer takes time, in an *entry*. It is in both for a moment, and is cleared
 //! after the answer; so it may be found although it was answered, and is never missing. The kernel refuses a second answer (ENOENT).
 
+mod layout;
+mod locks;
 mod slot;
 
 use std::fs::{File, OpenOptions};
@@ -15,42 +17,15 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
-use rustix::fs::{MemfdFlags, SealFlags};
-
 use crate::abi;
+pub(crate) use layout::{ENTRIES, SLOTS};
+use layout::{ENTRY_BYTES, REGIONS, SLOT_BYTES};
+pub use layout::{Place, create, is_log};
+use locks::Locked;
 use slot::Slot;
-
-/// First bytes of a log; changes with its layout.
-const MAGIC: [u8; 16] = *b"forebay-reqs--01";
-
-/// The regions begin here. The bytes before them are locked in their stead, one for each.
-const HEADER: u64 = 4096;
-
-/// Workers that may serve a session at once. In a rolling update there are two.
-const REGIONS: u64 = 8;
-
-/// Slots of a region: threads of a worker that read requests.
-pub(crate) const SLOTS: usize = 4;
-
-/// Bytes of a slot: as much as the kernel wants to have room for.
-const SLOT_BYTES: usize = abi::MIN_READ_BUFFER;
-
-/// Requests of a worker whose answers take time, all of them READs. There may be more, as many as readers wait; those are answered by the thread that
-/// read them.
-const ENTRIES: u32 = 4096;
-
-/// Bytes of an entry: a READ has 80. None crosses a page.
-const ENTRY_BYTES: usize = 128;
-
-const REGION_BYTES: u64 = (SLOTS * SLOT_BYTES + ENTRIES as usize * ENTRY_BYTES) as u64;
 
 /// How long a worker waits for a region.
 const PATIENCE: Duration = Duration::from_secs(1);
-
-/// Memory is used for what is touched.
-const LENGTH: u64 = HEADER + REGIONS * REGION_BYTES;
 
 /// A worker's region of the log, and the way to the regions of dead ones.
 #[derive(Debug)]
@@ -104,54 +79,45 @@ pub struct Entry(u32);
 /// What dead workers left.
 #[derive(Debug)]
 pub struct Left<'a> {
-    log: &'a RequestLog,
     /// Whether other workers live, which may die later.
     pub others_live: bool,
-    /// Locked until this is dropped.
-    regions: Vec<u64>,
     /// The requests, and where each is. INTERRUPTs come last, after what they interrupt.
     pub requests: Vec<(Place, Vec<u8>)>,
-}
-
-/// Where in the log a request is.
-#[derive(Debug)]
-pub struct Place(u64);
-
-/// Makes an empty log, for a session that has none.
-pub fn create() -> io::Result<OwnedFd> {
-    let fd = rustix::fs::memfd_create("forebay-requests", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    let file = File::from(fd);
-    file.set_len(LENGTH)?;
-    file.write_all_at(&MAGIC, 0)?;
-    rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-    Ok(file.into())
-}
-
-/// Whether a file is a log, of this version. Asks nothing that another file could make wait.
-pub fn is_log(file: impl AsFd) -> bool {
-    let is_sealed = |seals: SealFlags| seals.contains(SealFlags::SHRINK);
-    let mut magic = [0; MAGIC.len()];
-    rustix::fs::fcntl_get_seals(&file).is_ok_and(is_sealed)
-        && rustix::io::pread(&file, &mut magic[..], 0) == Ok(magic.len())
-        && magic == MAGIC
+    /// Where they are, so that nobody else takes them up.
+    _regions: Vec<Locked<'a>>,
 }
 
 impl RequestLog {
     /// Takes a region of the log that was made by [`create`]. None is free when too many workers live.
     pub fn open(shared: OwnedFd) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(format!("/proc/self/fd/{}", shared.as_raw_fd()))?;
-        if !is_log(&file) || file.metadata()?.len() != LENGTH {
+        if !is_log(&file) || !layout::is_whole(&file)? {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no log of requests of this version"));
         }
-        let mut log = Self { shared, file, region: 0, free: Mutex::default() };
+        let region = Self::take_region(&file)?;
+        // Low ones are taken first, and always the same, so that little memory is touched.
+        let used = layout::requests(&file, region)?;
+        let is_used = |number: u32| used.iter().any(|(place, _)| *place == layout::entry(region, number));
+        let unused = (0..ENTRIES).rev().filter(|number| used.is_empty() || !is_used(*number));
+        let free = Mutex::new(unused.map(Entry).collect());
+        Ok(Self { shared, file, region, free })
+    }
+
+    fn take_region(file: &File) -> io::Result<u64> {
         let since = Instant::now();
         loop {
+            // One in which nothing was left has room for all that may wait, also for what was left in others.
+            let mut used = None;
             for region in 0..REGIONS {
-                if log.try_lock(region)? {
-                    log.region = region;
-                    log.free = Mutex::new(log.unused_entries()?);
-                    return Ok(log);
+                if let Some(locked) = Locked::try_take(file, region)? {
+                    if layout::requests(file, region)?.is_empty() {
+                        return Ok(locked.keep());
+                    }
+                    used.get_or_insert(locked);
                 }
+            }
+            if let Some(used) = used {
+                return Ok(used.keep());
             }
             // One that takes up what dead ones left has their regions for a moment.
             if since.elapsed() > PATIENCE {
@@ -159,13 +125,6 @@ impl RequestLog {
             }
             std::thread::sleep(PATIENCE / 100);
         }
-    }
-
-    /// Low ones are taken first, and always the same, so that little memory is touched.
-    fn unused_entries(&self) -> io::Result<Vec<Entry>> {
-        let used = self.requests(self.region)?;
-        let is_used = |entry: &u32| used.iter().any(|(place, _)| place.0 == self.entry(*entry));
-        Ok((0..ENTRIES).rev().filter(|entry| used.is_empty() || !is_used(entry)).map(Entry).collect())
     }
 
     /// The descriptor to give to others.
@@ -176,7 +135,7 @@ impl RequestLog {
     /// The buffer of thread `number`. Call [`RequestLog::left`] and clear what it finds before a thread reads into one.
     fn slot(&self, number: usize) -> io::Result<Slot> {
         assert!(number < SLOTS, "a thread without a slot");
-        Slot::map(&self.file, offset(self.region) + (number * SLOT_BYTES) as u64)
+        Slot::map(&self.file, layout::slot(self.region, number).0)
     }
 
     /// Notes a request whose answer takes time. `None`: there is no room.
@@ -186,7 +145,7 @@ impl RequestLog {
         }
         let entry = self.free().pop()?;
         // One write, that a kill does not cut in half.
-        match self.file.write_all_at(request, self.entry(entry.0)) {
+        match self.file.write_all_at(request, layout::entry(self.region, entry.0).0) {
             Ok(()) => Some(entry),
             Err(error) => {
                 tracing::error!(%error, "a request can't be noted");
@@ -203,7 +162,7 @@ impl RequestLog {
 
     /// Its request has been answered.
     pub fn answered(&self, entry: Entry) {
-        self.clear(&Place(self.entry(entry.0)));
+        self.clear(&layout::entry(self.region, entry.0));
         self.free().push(entry);
     }
 
@@ -216,86 +175,30 @@ impl RequestLog {
 
     /// The requests that dead workers left in their regions and, at the start, in what is now ours. Nobody else takes them as long as it is there.
     pub fn left(&self, at_start: bool) -> io::Result<Left<'_>> {
-        let mut left = Left { log: self, others_live: false, regions: Vec::new(), requests: Vec::new() };
+        let (mut others_live, mut regions, mut requests) = (false, Vec::new(), Vec::new());
         for region in 0..REGIONS {
             if region == self.region {
                 if at_start {
-                    left.requests.extend(self.requests(region)?);
+                    requests.extend(layout::requests(&self.file, region)?);
                 }
-            } else if self.try_lock(region)? {
-                left.regions.push(region);
-                let found = self.requests(region)?;
-                if found.is_empty() {
-                    // A worker that starts may want it.
-                    left.unlock_last();
+            } else if let Some(locked) = Locked::try_take(&self.file, region)? {
+                let found = layout::requests(&self.file, region)?;
+                // An empty one is let go of: a worker that starts may want it.
+                if !found.is_empty() {
+                    requests.extend(found);
+                    regions.push(locked);
                 }
-                left.requests.extend(found);
             } else {
-                left.others_live = true;
+                others_live = true;
             }
         }
-        left.requests.sort_by_key(|(_, request)| is_interrupt(request));
-        Ok(left)
-    }
-
-    fn requests(&self, region: u64) -> io::Result<Vec<(Place, Vec<u8>)>> {
-        let mut bytes = vec![0; REGION_BYTES as usize];
-        self.file.read_exact_at(&mut bytes, offset(region))?;
-        let (slots, entries) = bytes.split_at(SLOTS * SLOT_BYTES);
-        let places = slots.chunks_exact(SLOT_BYTES).chain(entries.chunks_exact(ENTRY_BYTES));
-        let mut found = Vec::new();
-        let mut at = offset(region);
-        for place in places {
-            let length = place.first_chunk().map_or(0, |length| u32::from_ne_bytes(*length)) as usize;
-            if length > 0 {
-                found.push((Place(at), place.get(..length).unwrap_or(place).to_vec()));
-            }
-            at += place.len() as u64;
-        }
-        Ok(found)
-    }
-
-    fn entry(&self, entry: u32) -> u64 {
-        offset(self.region) + (SLOTS * SLOT_BYTES + entry as usize * ENTRY_BYTES) as u64
-    }
-
-    fn try_lock(&self, region: u64) -> io::Result<bool> {
-        match self.lock(region, libc::F_WRLCK) {
-            Ok(()) => Ok(true),
-            Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    fn lock(&self, region: u64, kind: libc::c_int) -> nix::Result<()> {
-        let (l_type, l_whence) = (kind as libc::c_short, libc::SEEK_SET as libc::c_short);
-        let lock = libc::flock { l_type, l_whence, l_start: region.cast_signed(), l_len: 1, l_pid: 0 };
-        fcntl(&self.file, FcntlArg::F_OFD_SETLK(&lock)).map(drop)
+        requests.sort_by_key(|(_, request)| is_interrupt(request));
+        Ok(Left { others_live, requests, _regions: regions })
     }
 
     fn free(&self) -> MutexGuard<'_, Vec<Entry>> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-impl Left<'_> {
-    fn unlock_last(&mut self) -> bool {
-        let Some(region) = self.regions.pop() else { return false };
-        if let Err(error) = self.log.lock(region, libc::F_UNLCK) {
-            tracing::error!(%error, "a region of the log of requests stays locked");
-        }
-        true
-    }
-}
-
-impl Drop for Left<'_> {
-    fn drop(&mut self) {
-        while self.unlock_last() {}
-    }
-}
-
-fn offset(region: u64) -> u64 {
-    HEADER + region * REGION_BYTES
 }
 
 fn is_interrupt(request: &[u8]) -> bool {
@@ -305,6 +208,7 @@ fn is_interrupt(request: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::MemfdFlags;
     use zerocopy::IntoBytes;
 
     use super::*;
@@ -392,7 +296,9 @@ mod tests {
         assert!(worker.enter(&request(1, op::READ)).is_some());
         assert!(worker.enter(&[1; ENTRY_BYTES + 1]).is_none(), "longer than an entry");
         drop(worker);
-        assert_eq!(left(&next(&log)).len(), ENTRIES as usize);
+        let worker = next(&log);
+        assert_eq!(left(&worker).len(), ENTRIES as usize);
+        assert!(worker.enter(&request(1, op::READ)).is_some(), "the next one has room for what it takes up");
     }
 
     #[test]

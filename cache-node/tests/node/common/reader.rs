@@ -47,7 +47,13 @@ impl Reader {
     }
 
     pub async fn open(&self, id: &ObjectId) -> Result<OpenFile, Failed> {
-        let open = Open { dataset_uid: self.uid.clone(), object_id: id.as_bytes().to_vec(), ..Open::default() };
+        self.open_for(id, 0, 0).await
+    }
+
+    /// Opens an object and says which range it asks for next.
+    pub async fn open_for(&self, id: &ObjectId, offset: u64, length: u64) -> Result<OpenFile, Failed> {
+        let (dataset_uid, object_id) = (self.uid.clone(), id.as_bytes().to_vec());
+        let open = Open { dataset_uid, object_id, offset, length };
         match self.call(Call::Open(open)).await {
             (Answer::Opened(opened), mut fds) => {
                 let file = std::fs::File::from(fds.pop().expect("a descriptor"));

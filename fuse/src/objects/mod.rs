@@ -3,6 +3,8 @@
 //! open, and how, is in the session's table. What is known to be present is answered at once by the calling thread; everything else becomes a
 //! future. A complete object is passed through.
 
+mod folders;
+
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
@@ -19,7 +21,6 @@ use crate::abi::{
 use crate::backing::Bytes;
 use crate::counters;
 use crate::lease::{OpenObject, ReadError};
-use crate::listing::Listing;
 use crate::passthrough::{Mode, Passthrough};
 use crate::registry::{Found, NotFound, Registry};
 use crate::tree;
@@ -27,19 +28,11 @@ use crate::tree;
 /// How long the kernel may keep names and attributes: objects never change, and a longer time would change nothing.
 pub(crate) const TIMEOUT_SECONDS: u64 = 3600;
 
-/// Node id of folder `00`; those of `01` to `ff` follow.
-const FIRST_FOLDER: u64 = 2;
-
-/// The folders' ids end here.
-const AFTER_LAST_FOLDER: u64 = FIRST_FOLDER + 256;
-
 /// Node ids of objects begin here.
 const FIRST_OBJECT: u64 = 1 << 63;
 
 /// Reads longer than this in bytes are of a read-ahead.
 const LONG_READ: u32 = 64 << 10;
-
-const FOLDER_MODE: u32 = libc::S_IFDIR | 0o500;
 
 /// Users see the catalog's owner and mode; here only the overlay reads, as root.
 const OBJECT_MODE: u32 = libc::S_IFREG | 0o400;
@@ -132,7 +125,7 @@ impl Objects {
                 Ok(put(&OpenOut { open_flags: flags, ..OpenOut::default() }, answer))
             }
             op::READDIR | op::READDIRPLUS => {
-                read_folder(header.nodeid, body, header.opcode == op::READDIRPLUS, answer).map(Outcome::Reply)
+                folders::list(header.nodeid, body, header.opcode == op::READDIRPLUS, answer).map(Outcome::Reply)
             }
             // Not ENOSYS, which the kernel would take to hold for the trees too.
             op::GETXATTR => Err(Errno::EOPNOTSUPP),
@@ -164,9 +157,9 @@ impl Objects {
     fn lookup(&self, parent: u64, body: &[u8]) -> Result<EntryOut, Errno> {
         let name = body.strip_suffix(&[0]).unwrap_or(body);
         let attr = match parent {
-            ROOT_ID => folder_attributes(folder_of_name(name).ok_or(Errno::ENOENT)?),
-            FIRST_FOLDER..AFTER_LAST_FOLDER => {
-                let id = ObjectId::from_folder_and_name(&folder_name(parent), name).ok_or(Errno::ENOENT)?;
+            ROOT_ID => folders::attributes(folders::of_name(name).ok_or(Errno::ENOENT)?),
+            folders::FIRST..folders::AFTER_LAST => {
+                let id = ObjectId::from_folder_and_name(&folders::name(parent), name).ok_or(Errno::ENOENT)?;
                 match self.registry.find(&id) {
                     Ok(found) => object_attributes(&found),
                     Err(NotFound::Unknown) => return Err(Errno::ENOENT),
@@ -189,7 +182,7 @@ impl Objects {
 
     fn attributes(&self, node_id: u64) -> Result<Attr, Errno> {
         match node_id {
-            ROOT_ID | FIRST_FOLDER..AFTER_LAST_FOLDER => Ok(folder_attributes(node_id)),
+            ROOT_ID | folders::FIRST..folders::AFTER_LAST => Ok(folders::attributes(node_id)),
             _ => Ok(object_attributes(&self.find(node_id)?)),
         }
     }
@@ -323,10 +316,6 @@ pub(crate) fn put<T: IntoBytes + Immutable + KnownLayout>(value: &T, answer: &mu
     }
 }
 
-fn folder_attributes(node_id: u64) -> Attr {
-    Attr { ino: node_id, mode: FOLDER_MODE, nlink: 2, blksize: 4096, ..Attr::default() }
-}
-
 fn object_attributes(found: &Found) -> Attr {
     Attr {
         ino: found.id.fuse_node_id(),
@@ -336,78 +325,5 @@ fn object_attributes(found: &Found) -> Attr {
         nlink: 1,
         blksize: 4096,
         ..Attr::default()
-    }
-}
-
-/// `ab` for the folder with this node id.
-fn folder_name(node_id: u64) -> [u8; 2] {
-    const DIGITS: [u8; 16] = *b"0123456789abcdef";
-    let number = (node_id - FIRST_FOLDER) as usize;
-    [DIGITS[(number >> 4) & 15], DIGITS[number & 15]]
-}
-
-fn folder_of_name(name: &[u8]) -> Option<u64> {
-    let digit = |c: u8| match c {
-        b'0'..=b'9' => Some(u64::from(c - b'0')),
-        b'a'..=b'f' => Some(u64::from(c - b'a') + 10),
-        _ => None,
-    };
-    match name {
-        [a, b] => Some(FIRST_FOLDER + (digit(*a)? << 4 | digit(*b)?)),
-        _ => None,
-    }
-}
-
-/// The root lists its folders; the folders list nothing, because objects are only ever asked for by name.
-fn read_folder(node_id: u64, body: &[u8], plus: bool, answer: &mut [u8]) -> Result<usize, Errno> {
-    let mut listing = Listing::new(body, plus, answer)?;
-    let dots = [(node_id, b".".to_vec()), (ROOT_ID, b"..".to_vec())];
-    let folders = (FIRST_FOLDER..AFTER_LAST_FOLDER).map(|folder| (folder, folder_name(folder).to_vec()));
-    let names = dots.into_iter().chain(folders.filter(|_| node_id == ROOT_ID));
-    for (index, (ino, name)) in names.enumerate().skip(listing.offset as usize) {
-        // Without attributes: whoever wants one asks by name.
-        if !listing.push(ino, libc::DT_DIR, &name, index as u64 + 1, &EntryOut::default()) {
-            break;
-        }
-    }
-    Ok(listing.bytes())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::abi::Dirent;
-
-    #[test]
-    fn folders_have_node_ids_2_to_257() {
-        assert_eq!((folder_of_name(b"00"), folder_of_name(b"ff")), (Some(2), Some(257)));
-        for node_id in FIRST_FOLDER..AFTER_LAST_FOLDER {
-            assert_eq!(folder_of_name(&folder_name(node_id)), Some(node_id));
-        }
-        for name in [&b"f"[..], b"FF", b"fff", b"g0", b""] {
-            assert_eq!(folder_of_name(name), None);
-        }
-    }
-
-    #[test]
-    fn a_listing_continues_where_the_last_one_ended() {
-        let mut answer = [0; 4096];
-        let (mut offset, mut names) = (0, Vec::new());
-        loop {
-            let request = ReadIn { fh: 0, offset, size: 100, read_flags: 0, lock_owner: 0, flags: 0, padding: 0 };
-            let length = read_folder(ROOT_ID, request.as_bytes(), false, &mut answer).unwrap();
-            if length == 0 {
-                break;
-            }
-            let mut rest = &answer[..length];
-            while !rest.is_empty() {
-                let (entry, tail) = Dirent::read_from_prefix(rest).unwrap();
-                names.push(String::from_utf8(tail[..entry.namelen as usize].to_vec()).unwrap());
-                rest = &rest[(size_of::<Dirent>() + entry.namelen as usize).next_multiple_of(8)..];
-                offset = entry.off;
-            }
-        }
-        assert_eq!(names.len(), 258);
-        assert_eq!((names[2].as_str(), names[257].as_str()), ("00", "ff"));
     }
 }

@@ -1,8 +1,8 @@
-//! How trees are mounted: by the kernel alone where it can, else by the FUSE daemon.
+//! How trees are mounted: by the kernel alone where it can, else by the FUSE daemon. Chosen once, at the start; nothing here is privileged.
 
 use std::fmt;
 
-use super::kernel::{self, MissingFeature};
+use crate::mount::kernel::{self, MissingFeature};
 
 /// How trees are mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
