@@ -100,9 +100,15 @@ impl Measure {
                 results::save(measurement.name, &saved)?;
             }
         }
-        if passing.is_none() {
+        let missing: Vec<_> = results::missing(page, &machine).collect();
+        if passing.is_none() && missing.is_empty() {
             let page = results::write_page(page, &machine).context("writing the page of figures")?;
             eprintln!("written: {}", page.display());
+        } else if passing.is_none() {
+            let (file, missing) = (page.file, missing.join(", "));
+            eprintln!(
+                "{file} is left as it was: on this machine and in this checkout there are no figures yet of {missing}; measure these too"
+            );
         }
         if !failed.is_empty() {
             bail!("these measurements failed, see above: {}", failed.join(", "));

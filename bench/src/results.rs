@@ -48,6 +48,12 @@ pub fn load(name: &str, machine: &Machine) -> Option<Saved> {
     (saved.machine == *machine).then_some(saved)
 }
 
+/// What of a page has no result here: a page without it would lose figures that another checkout had.
+pub fn missing<'a>(page: &'a Page, machine: &'a Machine) -> impl Iterator<Item = &'static str> {
+    let names = page.measurements.iter().map(|measurement| measurement.name);
+    names.filter(|name| load(name, machine).is_none())
+}
+
 /// Writes a page anew from all that was kept; gives its path.
 pub fn write_page(page: &Page, machine: &Machine) -> Result<PathBuf> {
     let saved: Vec<_> = page.measurements.iter().map(|measurement| load(measurement.name, machine)).collect();

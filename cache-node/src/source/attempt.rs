@@ -94,12 +94,13 @@ where
         if got > length {
             return Err(wrong_length(got));
         }
-        if held.take(&piece).map_err(|error| failed(format!("what came can't be written: {error}")))? {
-        } else if all.is_none() && piece.len() == length {
+        let taken = held.take(&piece).map_err(|error| failed(format!("what came can't be written: {error}")))?;
+        if !taken && all.is_none() && piece.len() == length {
             // The common case of small objects: no copy.
             whole = Some(piece);
             continue;
-        } else {
+        }
+        if !taken {
             let all = all.get_or_insert_with(|| buffers.take(length));
             if let Some(place) = all.as_mut().get_mut(before..got) {
                 place.copy_from_slice(&piece);

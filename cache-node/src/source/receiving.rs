@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// At least so many: while one waits for the disk another receives.
 const LEAST: usize = 2;
-/// At most so many: they receive some 3 GB/s each, or 1 GB/s that are encrypted.
+/// At most so many: by estimate enough for what a node of 100 Gbit/s receives encrypted.
 const MOST: usize = 16;
 
 static RUNTIME: LazyLock<io::Result<Runtime>> = LazyLock::new(|| {
