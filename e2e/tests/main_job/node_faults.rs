@@ -221,7 +221,9 @@ pub fn the_kubelet_dies_while_pods_mount(cluster: &Cluster) -> Result<()> {
     let names: Vec<String> = (0..4).map(|number| format!("amid-{number}")).collect();
     for (number, name) in names.iter().enumerate() {
         let volume = if number % 2 == 0 { claim() } else { inline("/data") };
-        cluster.apply(&pod(NAMESPACE, name, "node-1", &["sh", "-c", &script], &[volume]))?;
+        let pod = pod(NAMESPACE, name, "node-1", &["sh", "-c", &script], &[volume]);
+        // A container whose start the kubelet was just waiting for ends with it, "context canceled".
+        cluster.apply(&pod.replace("restartPolicy: Never", "restartPolicy: OnFailure"))?;
     }
     wait_until("the first of the volumes to be staged", LIMIT, || {
         let records = records(cluster, "node-1")?;
