@@ -15,31 +15,30 @@ use forebay_e2e::{paths, setup, skipped};
 use crate::test::Counts;
 
 const EXAMPLES: &str = "Examples:
-  All of them, half an hour where processors are emulated:
+  All of them, four minutes where processors are emulated:
     cargo xtask oldkernel
   Those with `storm` in the name of their file:
     cargo xtask oldkernel storm
   A hundred kills instead of the usual number:
     FOREBAY_KILLS=100 cargo xtask oldkernel storm";
 
-/// Test files of what works in mode Fuse, by the folder of their package.
-const FILES: &[&str] = &[
-    "csi-driver/request_log",
-    "csi-driver/storm",
-    "csi-driver/survival",
-    "csi-driver/tree",
-    "csi-driver/node_service",
-    "csi-driver/kubelet",
-    "csi-driver/restart",
-    "csi-driver/mount",
-    "csi-driver/passthrough",
-    "csi-driver/opens",
-    "csi-driver/space",
-    "fuse/forebay_fuse",
-    "fuse/supervise",
-    "cli/posix",
-    "cli/doctor",
-    "cli/mount",
+/// Test files of what works in mode Fuse, by the folder of their package, and what is told them of their tests. Those with an S3 server are left out: it
+/// keeps user xattrs, which this kernel's tmpfs can't have, and the machine has no other file system to write to.
+const FILES: &[(&str, &str)] = &[
+    ("csi-driver/request_log", ""),
+    ("csi-driver/storm", ""),
+    ("csi-driver/survival", ""),
+    ("csi-driver/tree", ""),
+    ("csi-driver/node_service", ""),
+    ("csi-driver/kubelet", ""),
+    ("csi-driver/restart", ""),
+    ("csi-driver/mount", ""),
+    ("csi-driver/passthrough", ""),
+    ("csi-driver/opens", ""),
+    ("csi-driver/space", ""),
+    ("fuse/forebay_fuse", ""),
+    ("fuse/supervise", ""),
+    ("cli/posix", "--skip buckets"),
 ];
 
 /// What a part of CI's time is worth: test files, and what is in the names of their tests.
@@ -93,7 +92,7 @@ pub fn in_ci() -> Result<Counts> {
 fn all(filters: &[String]) -> Result<Counts> {
     let kills = std::env::var("FOREBAY_KILLS").unwrap_or_default();
     let is_chosen = |file: &str| filters.is_empty() || filters.iter().any(|filter| file.contains(filter.as_str()));
-    let chosen: Vec<_> = FILES.iter().filter(|file| is_chosen(file)).map(|file| (*file, "")).collect();
+    let chosen: Vec<_> = FILES.iter().filter(|(file, _)| is_chosen(file)).copied().collect();
     let limit = LIMIT * u32::try_from(chosen.len())?;
     run(&chosen, &kills, limit)
 }
@@ -195,7 +194,7 @@ fn programs() -> Result<BTreeMap<String, (PathBuf, PathBuf)>> {
         let package = PathBuf::from(manifest).parent().map(PathBuf::from).unwrap_or_default();
         let folder = package.file_name().unwrap_or_default().to_string_lossy();
         let file = format!("{folder}/{name}");
-        if FILES.contains(&file.as_str()) {
+        if FILES.iter().any(|(known, _)| *known == file) {
             found.insert(file, (PathBuf::from(program), package));
         }
     }
@@ -209,7 +208,7 @@ mod tests {
     #[test]
     fn what_ci_runs_is_among_the_test_files() {
         for (file, _) in IN_CI {
-            assert!(FILES.contains(file), "{file}");
+            assert!(FILES.iter().any(|(known, _)| known == file), "{file}");
         }
     }
 }
