@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Engine;
 use crate::dataset::{CatalogObject, Dataset};
+use crate::fetch::worlds::Content;
 use crate::fetch::{FetchError, Purpose};
 use crate::store::{Lease, Presence};
 use crate::units::{ByteRange, ChunkIndex};

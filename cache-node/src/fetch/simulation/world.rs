@@ -16,14 +16,14 @@ use tokio_util::sync::CancellationToken;
 use super::super::failure::Kind;
 use super::super::peers::{PeerAnswer, Reach};
 use super::super::placement::{Members, Placement};
-use super::super::worlds::{Chunks, Content, Link, Read, World};
+use super::super::worlds::{Chunks, Content, Link, World};
 use super::super::{CatalogObject, Ensured, FetchError, Fetcher};
 use crate::memory::{Memory, Share, Shares};
 use crate::metrics::Metrics;
 use crate::problem::Reason;
 use crate::source::{ObjectVersion, SourceError};
 use crate::store::{DatasetSlot, ObjectRef, StoreError};
-use crate::units::ChunkIndex;
+use crate::units::{ByteRange, ChunkIndex};
 
 /// How long one waits for a member that does not answer, as the real connections do.
 const UNREACHABLE: Duration = Duration::from_millis(1500);
@@ -290,8 +290,7 @@ impl Life {
             }
             if let Ensured::Fetched(fetched) = self.fetcher.ensure(&self.dataset(), object, chunk, reach.into()).await?
             {
-                let bytes = fetched.bytes.expect("this source's bytes are gathered");
-                return Ok(Some((bytes, fetched.crc, fetched.was_cached)));
+                return Ok(Some((fetched.bytes, fetched.crc, fetched.was_cached)));
             }
         }
         Err(FetchError::internal(format!("object {} does not stay in the cache", object.stored.id)))
@@ -387,7 +386,7 @@ impl Link for SimLink {
     }
 }
 
-impl Content<SimStore> for SimDataset {
+impl Content for SimDataset {
     fn uid(&self) -> &'static str {
         "sim"
     }
@@ -396,15 +395,14 @@ impl Content<SimStore> for SimDataset {
         &self.placement
     }
 
-    async fn read_chunk(
+    async fn read_source(
         &self,
         object: &CatalogObject,
-        chunk: ChunkIndex,
+        range: ByteRange,
         memory: &Share,
-        _: &Arc<SimStore>,
-    ) -> Result<(Read, Memory), FetchError> {
-        let id = object.stored.id;
-        let memory = memory.reserve(chunk.range(object.stored.size).length).await.expect("it is never closed");
+    ) -> Result<(Bytes, Memory), FetchError> {
+        let memory = memory.reserve(range.length).await.expect("it is never closed");
+        let (id, chunk) = (object.stored.id, ChunkIndex::containing(range.offset));
         unless_dead(&self.dead).await;
         self.simulation.pause(5_000, 60_000).await;
         if self.simulation.random.lock().permille(self.simulation.faults.refused) {
@@ -418,7 +416,7 @@ impl Content<SimStore> for SimDataset {
         self.simulation.count(&id, chunk, |sent| sent.times += 1);
         self.simulation.note(format_args!("the source sends {id} {}", chunk.0));
         unless_dead(&self.dead).await;
-        Ok((Read::Bytes(content(&id, chunk)), memory))
+        Ok((content(&id, chunk), memory))
     }
 
     fn count_peer_bytes(&self, _bytes: u64) {}
