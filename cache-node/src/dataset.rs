@@ -30,7 +30,7 @@ pub struct Dataset {
     pub counters: Arc<ReadCounters>,
     /// Why something could not be preloaded.
     pub preload_failures: Failures,
-    sources: Vec<Result<SourceSlot, Problem>>,
+    sources: Vec<Result<Arc<SourceSlot>, Problem>>,
     served: [Counter; 3],
     catalog: RwLock<Option<Arc<Catalog>>>,
     catalog_problem: Mutex<Option<Problem>>,
@@ -63,7 +63,7 @@ impl Dataset {
                 return Err(Problem::new(Reason::InvalidSource, message));
             };
             let counters = SourceCounters::new(metrics, &source.url, Arc::clone(&counters));
-            SourceSlot::open(mount, source, counters).map_err(|error| error.to_problem())
+            SourceSlot::open(mount, source, counters).map(Arc::new).map_err(|error| error.to_problem())
         });
         let name = config.full_name();
         Self {
@@ -87,11 +87,11 @@ impl Dataset {
 
     /// All sources in the order of the mounts, or the first problem with one.
     pub fn sources(&self) -> Result<Vec<&SourceSlot>, Problem> {
-        self.sources.iter().map(|source| source.as_ref().map_err(Clone::clone)).collect()
+        self.sources.iter().map(|source| source.as_deref().map_err(Clone::clone)).collect()
     }
 
     /// One source.
-    pub fn source(&self, index: usize) -> Option<&SourceSlot> {
+    pub fn source(&self, index: usize) -> Option<&Arc<SourceSlot>> {
         self.sources.get(index)?.as_ref().ok()
     }
 

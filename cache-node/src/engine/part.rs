@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::Engine;
 use crate::dataset::{CatalogObject, Dataset};
-use crate::fetch::worlds::Content;
 use crate::fetch::{FetchError, Purpose};
 use crate::store::{Lease, Presence};
 use crate::units::{ByteRange, ChunkIndex};

@@ -32,7 +32,7 @@ use peers::{PeerAnswer, Reach};
 use probes::Probes;
 use single_flight::SingleFlight;
 use turns::Turns;
-use worlds::{Chunks, Content, Link, Live, World};
+use worlds::{Chunks, Content, Link, Live, Read, World};
 
 /// Most members that are asked for a chunk that is lost, the likely ones first: behind these hardly anybody has a copy.
 const MOST_ASKED: usize = 8;
@@ -43,8 +43,8 @@ const LONGEST_ANSWER: Duration = Duration::from_secs(60);
 /// A chunk that has just been fetched.
 #[derive(Clone, Debug)]
 pub struct Fetched {
-    /// Its bytes, verified.
-    pub bytes: Bytes,
+    /// Its bytes, verified. None: they were written to its file as they came, and it is kept.
+    pub bytes: Option<Bytes>,
     /// Their crc32c.
     pub crc: u32,
     /// Where it came from.
@@ -328,7 +328,7 @@ impl<W: World> Fetcher<W> {
         };
         dataset.count_peer_bytes(bytes.len() as u64);
         let kept = self.keep(object, chunk, &bytes, crc).await;
-        let memory = Arc::clone(memory);
+        let (bytes, memory) = (Some(bytes), Arc::clone(memory));
         Ok(Some(Fetched { bytes, crc, origin: Origin::Peer, was_cached, kept, memory }))
     }
 
@@ -338,10 +338,19 @@ impl<W: World> Fetcher<W> {
         object: &CatalogObject,
         chunk: ChunkIndex,
     ) -> Result<Fetched, FetchError> {
-        let (bytes, memory) =
-            dataset.read_source(object, chunk.range(object.stored.size), &self.memory.from_source).await?;
-        let crc = crc32c::crc32c(&bytes);
-        let kept = self.keep(object, chunk, &bytes, crc).await;
+        let (read, memory) = dataset.read_chunk(object, chunk, &self.memory.from_source, &self.store).await?;
+        let (bytes, crc, kept) = match read {
+            Read::Bytes(bytes) => {
+                let crc = crc32c::crc32c(&bytes);
+                let kept = self.keep(object, chunk, &bytes, crc).await;
+                (Some(bytes), crc, kept)
+            }
+            Read::Landed(landing) => {
+                let crc = landing.crc();
+                landing.end().await.map_err(|error| FetchError::store(&error))?;
+                (None, crc, Ok(()))
+            }
+        };
         Ok(Fetched { bytes, crc, origin: Origin::Source, was_cached: false, kept, memory })
     }
 

@@ -2,6 +2,7 @@
 //! in the tests, so that the same fetcher runs over thousands of seeds.
 
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -13,8 +14,9 @@ use super::placement::Placement;
 use super::{CatalogObject, FetchError};
 use crate::dataset::Dataset;
 use crate::memory::{Memory, Share};
-use crate::source::retry;
-use crate::store::{ObjectRef, Store, StoreError};
+use crate::source::attempt::Hold;
+use crate::source::{receiving, retry};
+use crate::store::{Landing, ObjectRef, Store, StoreError};
 use crate::units::{ByteRange, ChunkIndex};
 
 /// One kind of world.
@@ -24,7 +26,7 @@ pub trait World: Send + Sync + Sized + 'static {
     /// How the other members are asked.
     type Link: Link;
     /// Of what the objects are.
-    type Content: Content;
+    type Content: Content<Self::Chunks>;
 }
 
 /// Keeps chunks.
@@ -65,22 +67,33 @@ pub trait Link: Send + Sync + 'static {
     ) -> impl Future<Output = PeerAnswer> + Send;
 }
 
+/// A chunk that a source has sent.
+#[derive(Debug)]
+pub enum Read {
+    /// Its bytes.
+    Bytes(Bytes),
+    /// They have been written as they came.
+    Landed(Landing),
+}
+
 /// A dataset, as far as a fetcher needs to know it.
-pub trait Content: Send + Sync + 'static {
+pub trait Content<Store>: Send + Sync + 'static {
     /// What all nodes call it.
     fn uid(&self) -> &str;
 
     /// Who keeps what of it.
     fn placement(&self) -> &Placement;
 
-    /// Reads a range from the source, which is tried again as long as that may help. Exactly the bytes, or an error. Memory of the share is held
-    /// while bytes are on their way, not while the source is silent or is left alone before the next try.
-    fn read_source(
+    /// Reads a chunk from the source, which is tried again as long as that may help. Exactly the bytes, or an error; they may be written to the
+    /// store as they come. Memory of the share is held while bytes are on their way, not while the source is silent or is left alone before the
+    /// next try.
+    fn read_chunk(
         &self,
         object: &CatalogObject,
-        range: ByteRange,
+        chunk: ChunkIndex,
         memory: &Share,
-    ) -> impl Future<Output = Result<(Bytes, Memory), FetchError>> + Send;
+        store: &Arc<Store>,
+    ) -> impl Future<Output = Result<(Read, Memory), FetchError>> + Send;
 
     /// So many bytes came from a peer.
     fn count_peer_bytes(&self, bytes: u64);
@@ -137,7 +150,38 @@ impl Link for Peers {
     }
 }
 
-impl Content for Dataset {
+impl Dataset {
+    /// Reads a range from the source into memory, see [`Content::read_chunk`].
+    pub async fn read_source(
+        &self,
+        object: &CatalogObject,
+        range: ByteRange,
+        memory: &Share,
+    ) -> Result<(Bytes, Memory), FetchError> {
+        let source = self.source(object.source).ok_or_else(|| FetchError::no_source(self, object))?;
+        let hold = || async { Some(Held { memory: memory.reserve(range.length).await?, landing: None }) };
+        let read = source.read_holding(retry::READING, &object.version, range, memory.buffers(), hold);
+        let (bytes, held) = read.await.map_err(FetchError::from)?;
+        Ok((bytes, held.memory))
+    }
+}
+
+/// What is held while a chunk comes.
+struct Held {
+    memory: Memory,
+    landing: Option<Landing>,
+}
+
+impl Hold for Held {
+    fn take(&mut self, piece: &[u8]) -> io::Result<bool> {
+        match &mut self.landing {
+            Some(landing) => landing.take(piece).map(|()| true),
+            None => Ok(false),
+        }
+    }
+}
+
+impl Content<Store> for Dataset {
     fn uid(&self) -> &str {
         Self::uid(self)
     }
@@ -146,18 +190,29 @@ impl Content for Dataset {
         &self.placement
     }
 
-    async fn read_source(
+    async fn read_chunk(
         &self,
         object: &CatalogObject,
-        range: ByteRange,
+        chunk: ChunkIndex,
         memory: &Share,
-    ) -> Result<(Bytes, Memory), FetchError> {
+        store: &Arc<Store>,
+    ) -> Result<(Read, Memory), FetchError> {
+        let range = chunk.range(object.stored.size);
+        if range.length == object.stored.size {
+            let (bytes, memory) = self.read_source(object, range, memory).await?;
+            return Ok((Read::Bytes(bytes), memory));
+        }
         let source = self.source(object.source).ok_or_else(|| FetchError::no_source(self, object))?;
-        let hold = || memory.reserve(range.length);
-        source
-            .read_holding(retry::READING, &object.version, range, memory.buffers(), hold)
-            .await
-            .map_err(FetchError::from)
+        let (source, object, share, store) = (Arc::clone(source), object.clone(), memory.clone(), Arc::clone(store));
+        let work = receiving::spawn(async move {
+            let hold = || async {
+                let memory = share.reserve(range.length).await?;
+                Some(Held { memory, landing: store.land(&object.stored, chunk) })
+            };
+            source.read_holding(retry::READING, &object.version, range, share.buffers(), hold).await
+        });
+        let (bytes, held) = work.await.map_err(|_| FetchError::internal("receiving a chunk panicked"))??;
+        Ok((held.landing.map_or(Read::Bytes(bytes), Read::Landed), held.memory))
     }
 
     fn count_peer_bytes(&self, bytes: u64) {

@@ -87,7 +87,10 @@ impl Reading<'_> {
                 match engine.ensure_for_reader(dataset, object, chunk).await? {
                     Ensured::Fetched(fetched) => {
                         (hit, origin) = (fetched.was_cached, fetched.origin);
-                        spill.put(chunk, fetched.bytes).await?;
+                        // Without bytes it is in the cache.
+                        if let Some(bytes) = fetched.bytes {
+                            spill.put(chunk, bytes).await?;
+                        }
                     }
                     Ensured::Present => {
                         let _memory = engine.memory().local.reserve(chunk.range(object.stored.size).length).await;

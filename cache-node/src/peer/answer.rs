@@ -124,9 +124,12 @@ impl Wanted {
     }
 
     fn passing(self, fetched: Fetched) -> Ready {
+        let Some(bytes) = fetched.bytes else {
+            return self.failed(&FetchError::internal("a chunk that is not kept has no bytes"));
+        };
         Ready {
             frames: self.header(fetched.crc, fetched.was_cached).to_vec(),
-            body: Body::Bytes(fetched.bytes),
+            body: Body::Bytes(bytes),
             slots: vec![self.slot],
             _memory: Some(fetched.memory),
         }

@@ -2,6 +2,7 @@
 //! not come is given up within seconds.
 
 use std::future::Future;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -36,8 +37,19 @@ impl Progress {
     }
 }
 
+/// What must be held while the bytes of a range come. It may take them piece by piece, so that they are not gathered in memory.
+pub trait Hold {
+    /// Takes what comes next. False: it is to be gathered, and so is all of the try.
+    fn take(&mut self, _piece: &[u8]) -> io::Result<bool> {
+        Ok(false)
+    }
+}
+
+impl Hold for () {}
+
 /// Reads a range once. `hold` gives what must be held while its bytes are in memory; it is asked for when the answer begins, so that a source
-/// that is silent holds nothing. None: the node is stopping. A body that comes in pieces is gathered in one of `buffers`.
+/// that is silent holds nothing. None: the node is stopping. A body that comes in pieces is gathered in one of `buffers`, unless what is held takes
+/// them; then there are no bytes.
 pub async fn read<H, F>(
     source: &dyn Source,
     object: &ObjectVersion,
@@ -47,6 +59,7 @@ pub async fn read<H, F>(
     hold: impl FnOnce() -> F,
 ) -> Result<(Bytes, H), SourceError>
 where
+    H: Hold,
     F: Future<Output = Option<H>>,
 {
     let failed = |cause: String| {
@@ -60,7 +73,7 @@ where
         failed(format!("no answer within {} s; check the source's load and the network to it", FIRST_BYTE.as_secs()))
     };
     let mut body = answer.map_err(late)??;
-    let held = hold().await.ok_or_else(|| failed("the node is stopping".to_owned()))?;
+    let mut held = hold().await.ok_or_else(|| failed("the node is stopping".to_owned()))?;
     let mut pace = Pace::new(Instant::now());
     let length = usize::try_from(range.length).unwrap_or(usize::MAX);
     let mut all: Option<Buffer> = None;
@@ -81,14 +94,17 @@ where
         if got > length {
             return Err(wrong_length(got));
         }
-        if all.is_none() && piece.len() == length {
+        let taken = held.take(&piece).map_err(|error| failed(format!("what came can't be written: {error}")))?;
+        if !taken && all.is_none() && piece.len() == length {
             // The common case of small objects: no copy.
             whole = Some(piece);
             continue;
         }
-        let all = all.get_or_insert_with(|| buffers.take(length));
-        if let Some(place) = all.as_mut().get_mut(before..got) {
-            place.copy_from_slice(&piece);
+        if !taken {
+            let all = all.get_or_insert_with(|| buffers.take(length));
+            if let Some(place) = all.as_mut().get_mut(before..got) {
+                place.copy_from_slice(&piece);
+            }
         }
         if got < length && !pace.is_enough(Instant::now(), got as u64) {
             return Err(failed(format!(

@@ -9,6 +9,7 @@ pub mod file;
 pub mod hedge;
 pub mod limit;
 pub mod location;
+pub mod receiving;
 pub mod retry;
 pub mod s3;
 pub mod slot;

@@ -13,7 +13,7 @@ use futures::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
-use super::attempt::{self, Progress};
+use super::attempt::{self, Hold, Progress};
 use super::file::FileSource;
 use super::hedge::{Hedger, Verdict};
 use super::limit::{Limiter, Turn};
@@ -140,6 +140,7 @@ impl SourceSlot {
         hold: impl Fn() -> F,
     ) -> Result<(Bytes, H), SourceError>
     where
+        H: Hold,
         F: Future<Output = Option<H>>,
     {
         let result = retry::with_retries(patience, || async {
@@ -166,6 +167,7 @@ impl SourceSlot {
         hold: &impl Fn() -> F,
     ) -> Result<(Bytes, H), SourceError>
     where
+        H: Hold,
         F: Future<Output = Option<H>>,
     {
         let counted = Counted { source: self.source.as_ref(), counters: &self.counters };

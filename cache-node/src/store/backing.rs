@@ -229,6 +229,26 @@ pub fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     file.write_all_at(bytes, offset)
 }
 
+/// The same for two parts, one after the other.
+pub fn write_both_at(file: &File, [first, second]: [&[u8]; 2], offset: u64) -> io::Result<()> {
+    if first.is_empty() {
+        return write_at(file, second, offset);
+    }
+    #[cfg(test)]
+    failing::check(file, failing::Call::Write)?;
+    let written = rustix::io::pwritev(file, &[io::IoSlice::new(first), io::IoSlice::new(second)], offset)?;
+    // Seldom: the disk is full, or a signal came.
+    let after = offset + written as u64;
+    match (first.get(written..), second.get(written.saturating_sub(first.len())..)) {
+        (Some(left), _) if !left.is_empty() => {
+            file.write_all_at(left, after)?;
+            file.write_all_at(second, offset + first.len() as u64)
+        }
+        (_, Some(left)) if !left.is_empty() => file.write_all_at(left, after),
+        _ => Ok(()),
+    }
+}
+
 /// Reads exactly so many bytes at an offset.
 pub fn read_at(file: &File, offset: u64, length: u64) -> io::Result<Vec<u8>> {
     #[cfg(test)]

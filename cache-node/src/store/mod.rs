@@ -19,6 +19,7 @@ mod held;
 mod index;
 #[cfg(test)]
 mod interleaving;
+mod landing;
 mod lease;
 mod lend;
 mod memory;
@@ -49,6 +50,7 @@ use forebay_catalog::ObjectId;
 #[cfg(test)]
 use forebay_protocol::layout::CacheLayout;
 use parking_lot::{Mutex, RwLock};
+use tokio::runtime::RuntimeFlavor;
 use tokio::sync::{Notify, Semaphore};
 
 use backing::Backing;
@@ -64,6 +66,7 @@ use fault::Faults;
 use held::Held;
 use index::Index;
 pub use index::IndexError;
+pub use landing::Landing;
 pub use lease::Lease;
 pub use lend::Lent;
 use memory::MemoryTier;
@@ -298,6 +301,18 @@ impl Store {
         if let Err(error) = closed.await {
             tracing::error!(%error, "closing the cache failed");
         }
+    }
+}
+
+/// For a few calls whose answer a reader waits for, and which seldom wait for the disk: this thread makes them, so that no other one has to be woken,
+/// twice. Another one goes on with its tasks meanwhile.
+async fn briefly<T: Send + 'static>(
+    run: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    match tokio::runtime::Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread => tokio::task::block_in_place(run),
+        // There is no other one.
+        _ => blocking(run).await,
     }
 }
 

@@ -7,7 +7,7 @@ use forebay_catalog::ObjectId;
 
 use super::lease::Lease;
 use super::slot::Body;
-use super::{ObjectRef, Opened, Store, StoreError, blocking};
+use super::{ObjectRef, Opened, Store, StoreError, briefly};
 
 impl Store {
     /// Holds an object, which becomes known if it was not. Waits while it is on its way out, unless the disk does not let it go.
@@ -42,7 +42,7 @@ impl Store {
         loop {
             let lease = self.pin(object).await?;
             let (this, object) = (Arc::clone(self), *object);
-            let opened = blocking(move || this.open_leased(lease, &object)).await;
+            let opened = briefly(move || this.open_leased(lease, &object)).await;
             let opened = opened.inspect_err(|error| self.faults.report_write(error))?;
             if let Some(opened) = opened {
                 return Ok(opened);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::lease::Lease;
-use super::{ObjectRef, Store, StoreError, backing, blocking};
+use super::{ObjectRef, Store, StoreError, backing, briefly};
 
 impl Store {
     /// Writes verified bytes where they belong in the file that the holder of `lease` has open. False when that file is not there to be
@@ -18,12 +18,12 @@ impl Store {
         offset: u64,
         bytes: Bytes,
     ) -> Result<bool, StoreError> {
-        self.make_room(object.dataset, bytes.len() as u64).await?;
+        let writing = self.make_room(object.dataset, bytes.len() as u64).await?;
         let Some(pin) = self.try_pin(object).filter(|pin| pin.generation == lease.generation) else { return Ok(false) };
         let (this, object) = (Arc::clone(self), *object);
-        let written = blocking(move || {
+        let written = briefly(move || {
             // Held to the end of the write.
-            let _pin = pin;
+            let (_pin, _writing) = (pin, writing);
             let failed = |error| StoreError::io(format!("writing the cached object {}", object.id), error);
             let Some(file) = this.backing.open_partial(&object.id, object.size).map_err(failed)? else {
                 return Ok(false);

@@ -11,7 +11,7 @@ use super::commit::Op;
 use super::eviction::{Class, Request, Standing, View};
 use super::record::DatasetSlot;
 use super::slot::Slots;
-use super::usage::{Over, Quota, Reservation, Scope, share};
+use super::usage::{Over, Quota, Reservation, Scope, Writing, share};
 use super::{Classes, Store, StoreError};
 
 /// Eviction begins above this share of the capacity, in percent, ...
@@ -136,17 +136,19 @@ impl Store {
         self.evict(some, used - some, &Scope::All, Class::Pinned);
     }
 
-    pub(super) async fn make_room(self: &Arc<Self>, dataset: DatasetSlot, bytes: u64) -> Result<(), StoreError> {
-        self.evict_to_limits(dataset, bytes, bytes.saturating_mul(PACE));
-        self.evict_to_watermark(bytes);
+    /// Room for so many bytes that are about to be written, as soon as there is some.
+    pub(super) async fn make_room(self: &Arc<Self>, dataset: DatasetSlot, bytes: u64) -> Result<Writing, StoreError> {
+        if let Some(writing) = self.find_room(dataset, bytes) {
+            return Ok(writing);
+        }
         let mut waiting = None;
         let waited = tokio::time::timeout(PATIENCE, async {
             loop {
                 let changed = self.changed.notified();
                 tokio::pin!(changed);
                 changed.as_mut().enable();
-                if self.used_bytes() + bytes <= self.room() {
-                    return;
+                if let Some(writing) = self.usage.begin_writing(bytes, self.room()) {
+                    return writing;
                 }
                 self.evict_to_watermark(bytes);
                 waiting.get_or_insert_with(|| self.held.wait());
@@ -161,9 +163,16 @@ impl Store {
         })
     }
 
+    /// The same, if there is some now. Evicts what is due; what that frees may be there a moment later.
+    pub(super) fn find_room(&self, dataset: DatasetSlot, bytes: u64) -> Option<Writing> {
+        self.evict_to_limits(dataset, bytes, bytes.saturating_mul(PACE));
+        self.evict_to_watermark(bytes);
+        self.usage.begin_writing(bytes, self.room())
+    }
+
     /// From the high watermark down to the low one, over several writes.
     fn evict_to_watermark(&self, incoming: u64) {
-        let (used, room) = (self.usage.remaining() + incoming, self.room());
+        let (used, room) = (self.usage.coming() + incoming, self.room());
         let (high, low) = (share(room, HIGH), share(room, LOW));
         if used > high {
             self.draining.store(true, Ordering::Relaxed);

@@ -135,12 +135,12 @@ impl Store {
     async fn write_batch(self: &Arc<Self>, dataset: DatasetSlot, batch: Vec<Waiting>) {
         let bytes = batch.iter().map(|waiting| waiting.bytes.len() as u64).sum();
         let permit = async {
-            self.make_room(dataset, bytes).await?;
+            let writing = self.make_room(dataset, bytes).await?;
             let permits = Arc::clone(&self.uncommitted_small).acquire_many_owned(batch.len() as u32).await;
-            permits.map_err(|_| StoreError::Closed)
+            permits.map(|permits| (writing, permits)).map_err(|_| StoreError::Closed)
         };
-        let permit = match permit.await {
-            Ok(permit) => permit,
+        let (writing, permit) = match permit.await {
+            Ok(both) => both,
             Err(error) => return batch.into_iter().for_each(|waiting| self.settle_small(waiting, Err(error.again()))),
         };
         let (mut pinned, mut leaving) = (Vec::with_capacity(batch.len()), Vec::new());
@@ -151,7 +151,11 @@ impl Store {
             }
         }
         let this = Arc::clone(self);
-        let written = blocking(move || Ok(this.write_files(pinned, permit))).await;
+        let written = blocking(move || {
+            let _writing = writing;
+            Ok(this.write_files(pinned, permit))
+        })
+        .await;
         let Outcome { settled, refused } = written.unwrap_or_else(|error| {
             // Nobody was told, and so all get [`StoreError::Closed`].
             tracing::error!(%error, "writing small objects failed");

@@ -54,6 +54,8 @@ pub(super) struct Usage {
 #[derive(Debug, Default)]
 struct Sums {
     total: Part,
+    /// Being written to files; counts as used once it can be read.
+    writing: u64,
     datasets: HashMap<DatasetSlot, Part>,
     limits: HashMap<DatasetSlot, u64>,
     quotas: Vec<Quota>,
@@ -90,7 +92,32 @@ impl Drop for Reservation {
     }
 }
 
+/// Room in the file system for bytes that are being written; given back when dropped, by when they count as used.
+#[derive(Debug)]
+pub(super) struct Writing {
+    usage: Arc<Usage>,
+    bytes: u64,
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        let mut sums = self.usage.sums.lock();
+        sums.writing = sums.writing.saturating_sub(self.bytes);
+    }
+}
+
 impl Usage {
+    /// Room for so many bytes that are about to be written, if what is in files and what is being written leave it of `room`.
+    pub(super) fn begin_writing(self: &Arc<Self>, bytes: u64, room: u64) -> Option<Writing> {
+        let mut sums = self.sums.lock();
+        let taken = sums.total.used.saturating_add(sums.writing);
+        if taken.saturating_add(bytes) > room {
+            return None;
+        }
+        sums.writing += bytes;
+        Some(Writing { usage: Arc::clone(self), bytes })
+    }
+
     fn change(&self, dataset: DatasetSlot, change: impl Fn(&mut Part)) {
         let mut sums = self.sums.lock();
         change(&mut sums.total);
@@ -168,6 +195,12 @@ impl Usage {
         total.used.saturating_sub(total.leaving)
     }
 
+    /// The same when what is being written is there, too.
+    pub(super) fn coming(&self) -> u64 {
+        let writing = self.sums.lock().writing;
+        self.remaining().saturating_add(writing)
+    }
+
     pub(super) fn set_limit(&self, dataset: DatasetSlot, limit: Option<u64>) {
         let limits = &mut self.sums.lock().limits;
         match limit {
@@ -227,6 +260,21 @@ mod tests {
         drop((first, second));
         assert_eq!((usage.total(), usage.remaining()), (40, 40));
         assert!(usage.reserve(dataset, 60, 100, 100).is_ok());
+    }
+
+    #[test]
+    fn what_is_being_written_takes_room_until_it_is_counted_or_given_up() {
+        let (usage, dataset) = (Arc::new(Usage::default()), DatasetSlot(1));
+        usage.add(dataset, 60);
+        let first = usage.begin_writing(30, 100).unwrap();
+        assert!(usage.begin_writing(11, 100).is_none());
+        assert_eq!((usage.total(), usage.remaining(), usage.coming()), (60, 60, 90));
+        usage.add(dataset, 30);
+        drop(first);
+        let second = usage.begin_writing(10, 100).unwrap();
+        assert!(usage.begin_writing(1, 100).is_none());
+        drop(second);
+        assert!(usage.begin_writing(10, 100).is_some());
     }
 
     #[test]

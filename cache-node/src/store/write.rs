@@ -1,17 +1,11 @@
 //! Keeping chunks: into the file at once, safe on the disk with the committer's next group.
 
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use forebay_catalog::ObjectId;
-
-use super::commit::Op;
-use super::lease::Lease;
-use super::slot::Body;
-use super::{ObjectRef, Store, StoreError, backing, blocking};
+use super::{ObjectRef, Store, StoreError, blocking};
 use crate::units::ChunkIndex;
+use bytes::Bytes;
 
 /// Between two evictions because the disk is full.
 const EVICTION_PAUSE: Duration = Duration::from_secs(10);
@@ -76,26 +70,6 @@ impl Store {
         may
     }
 
-    /// False when the file of an object that is here in part is gone or cut, or belongs in `partial/` and is not there: the object has been dropped.
-    fn file_is_sound(&self, id: &ObjectId, pin: &Lease, size: u64) -> io::Result<bool> {
-        let shard = self.slots.lock(id);
-        let slot = shard.get(id).filter(|slot| slot.generation == pin.generation);
-        let Some(slot) = slot.filter(|slot| matches!(slot.body, Body::Partial(_)) && slot.bytes() > 0) else {
-            return Ok(true);
-        };
-        let mut length = self.backing.partial_length(id)?;
-        if length.is_none() && !slot.verified && self.backing.unpublish(id).is_ok() {
-            // The power went between the index and the directory.
-            length = self.backing.partial_length(id)?;
-        }
-        drop(shard);
-        if length == Some(size) {
-            return Ok(true);
-        }
-        self.lose_file(id, pin.generation, length.is_some());
-        Ok(false)
-    }
-
     async fn try_write_chunk(
         self: &Arc<Self>,
         object: &ObjectRef,
@@ -103,47 +77,14 @@ impl Store {
         bytes: Bytes,
         crc: u32,
     ) -> Result<(), StoreError> {
-        // Before room is made, so that it is used at once: what is on its way is not counted.
-        let turn = self.writers.turn(&object.id).await;
-        self.make_room(object.dataset, bytes.len() as u64).await?;
+        let writing = self.make_room(object.dataset, bytes.len() as u64).await?;
         let pin = self.pin(object).await?;
         let permit = Arc::clone(&self.uncommitted).acquire_owned().await.map_err(|_| StoreError::Closed)?;
         let (this, object) = (Arc::clone(self), *object);
         blocking(move || {
-            let _turn = turn;
-            let id = object.id;
-            let failed = |error| StoreError::io(format!("writing the cached object {id}"), error);
-            this.put_right(&id).map_err(failed)?;
-            if !this.file_is_sound(&id, &pin, object.size).map_err(failed)? {
-                return Ok(());
-            }
-            let file = this.backing.open_for_writing(&id, object.size).map_err(failed)?;
-            backing::write_at(&file, &bytes, chunk.range(object.size).offset).map_err(failed)?;
-            let first = {
-                let mut shard = this.slots.lock(&id);
-                let Some(slot) = shard.get_mut(&id).filter(|slot| slot.generation == pin.generation) else {
-                    return Ok(());
-                };
-                let Body::Partial(partial) = &mut slot.body else {
-                    this.backing.remove_stray(&id);
-                    return Ok(());
-                };
-                let first = partial.written.count() == 0;
-                if !partial.written.insert(chunk) {
-                    return Ok(());
-                }
-                if let Some(kept) = partial.crcs.get_mut(chunk.0 as usize) {
-                    *kept = crc;
-                }
-                this.usage.add(slot.dataset, bytes.len() as u64);
-                this.checked.insert(&id, slot, chunk);
-                first
-            };
-            if first {
-                // Not under the shard's lock: the order's comes before it.
-                this.eviction.lock().insert(id, object.dataset, object.size);
-            }
-            this.send(Op::Written { pin, chunk, file: Arc::new(file), permit })
+            let Some(mut landing) = this.begin(&object, chunk, pin, writing)? else { return Ok(()) };
+            landing.put(&bytes, crc)?;
+            landing.publish(permit)
         })
         .await
     }

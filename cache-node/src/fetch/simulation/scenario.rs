@@ -182,7 +182,7 @@ impl Play {
         let at = node.address();
         match ensured {
             Ok(Ensured::Present) if node.holds(&id, chunk) => {}
-            Ok(Ensured::Fetched(fetched)) if fetched.bytes == content(&id, chunk) && node.holds(&id, chunk) => {}
+            Ok(Ensured::Fetched(fetched)) if fetched.bytes == Some(content(&id, chunk)) && node.holds(&id, chunk) => {}
             Ok(other) => self.complain(format!("{at} has read {id} {} and got {other:?}", chunk.0)),
             Err(error) => {
                 let refused =

@@ -16,14 +16,14 @@ use tokio_util::sync::CancellationToken;
 use super::super::failure::Kind;
 use super::super::peers::{PeerAnswer, Reach};
 use super::super::placement::{Members, Placement};
-use super::super::worlds::{Chunks, Content, Link, World};
+use super::super::worlds::{Chunks, Content, Link, Read, World};
 use super::super::{CatalogObject, Ensured, FetchError, Fetcher};
 use crate::memory::{Memory, Share, Shares};
 use crate::metrics::Metrics;
 use crate::problem::Reason;
 use crate::source::{ObjectVersion, SourceError};
 use crate::store::{DatasetSlot, ObjectRef, StoreError};
-use crate::units::{ByteRange, ChunkIndex};
+use crate::units::ChunkIndex;
 
 /// How long one waits for a member that does not answer, as the real connections do.
 const UNREACHABLE: Duration = Duration::from_millis(1500);
@@ -290,7 +290,8 @@ impl Life {
             }
             if let Ensured::Fetched(fetched) = self.fetcher.ensure(&self.dataset(), object, chunk, reach.into()).await?
             {
-                return Ok(Some((fetched.bytes, fetched.crc, fetched.was_cached)));
+                let bytes = fetched.bytes.expect("this source's bytes are gathered");
+                return Ok(Some((bytes, fetched.crc, fetched.was_cached)));
             }
         }
         Err(FetchError::internal(format!("object {} does not stay in the cache", object.stored.id)))
@@ -386,7 +387,7 @@ impl Link for SimLink {
     }
 }
 
-impl Content for SimDataset {
+impl Content<SimStore> for SimDataset {
     fn uid(&self) -> &'static str {
         "sim"
     }
@@ -395,14 +396,15 @@ impl Content for SimDataset {
         &self.placement
     }
 
-    async fn read_source(
+    async fn read_chunk(
         &self,
         object: &CatalogObject,
-        range: ByteRange,
+        chunk: ChunkIndex,
         memory: &Share,
-    ) -> Result<(Bytes, Memory), FetchError> {
-        let memory = memory.reserve(range.length).await.expect("it is never closed");
-        let (id, chunk) = (object.stored.id, ChunkIndex::containing(range.offset));
+        _: &Arc<SimStore>,
+    ) -> Result<(Read, Memory), FetchError> {
+        let id = object.stored.id;
+        let memory = memory.reserve(chunk.range(object.stored.size).length).await.expect("it is never closed");
         unless_dead(&self.dead).await;
         self.simulation.pause(5_000, 60_000).await;
         if self.simulation.random.lock().permille(self.simulation.faults.refused) {
@@ -416,7 +418,7 @@ impl Content for SimDataset {
         self.simulation.count(&id, chunk, |sent| sent.times += 1);
         self.simulation.note(format_args!("the source sends {id} {}", chunk.0));
         unless_dead(&self.dead).await;
-        Ok((content(&id, chunk), memory))
+        Ok((Read::Bytes(content(&id, chunk)), memory))
     }
 
     fn count_peer_bytes(&self, _bytes: u64) {}

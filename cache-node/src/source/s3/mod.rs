@@ -19,7 +19,7 @@ use failure::Target;
 
 use super::checksum::{self, Checksum};
 use super::location::S3Location;
-use super::{Body, Listing, ObjectVersion, Source, SourceError, retry};
+use super::{Body, Listing, ObjectVersion, Source, SourceError, receiving, retry};
 use crate::problem::Reason;
 use crate::units::ByteRange;
 
@@ -37,6 +37,8 @@ const UNRESERVED_AND_SLASH: &AsciiSet = &UNRESERVED.remove(b'/');
 #[derive(Clone)]
 pub struct S3Source {
     http: reqwest::Client,
+    /// With connections of its own, for [`receiving`].
+    bulk: reqwest::Client,
     location: S3Location,
     credential: Option<std::sync::Arc<AwsCredential>>,
 }
@@ -60,10 +62,13 @@ pub(crate) fn classify_answer(location: &S3Location, status: StatusCode, body: &
 impl S3Source {
     /// A source that signs with `credentials`, or asks anonymously.
     pub fn new(location: S3Location, credentials: Option<&Credentials>) -> Result<Self, SourceError> {
-        let http = client(&location.endpoint)
-            .map_err(|error| SourceError::permanent(Reason::InvalidSource, failure::chain(&error)))?;
+        let client = || {
+            client(&location.endpoint)
+                .map_err(|error| SourceError::permanent(Reason::InvalidSource, failure::chain(&error)))
+        };
+        let (http, bulk) = (client()?, client()?);
         let credential = credentials.map(check_credentials).transpose()?.map(std::sync::Arc::new);
-        Ok(Self { http, location, credential })
+        Ok(Self { http, bulk, location, credential })
     }
 
     fn url_of(&self, key: &[u8]) -> String {
@@ -89,7 +94,8 @@ impl S3Source {
                 .map_err(|error| unusable(error.to_string()))?;
         }
         let headers = std::mem::take(request.headers_mut());
-        let sent = self.http.get(url).headers(headers).send().await;
+        let http = if receiving::is_here() { &self.bulk } else { &self.http };
+        let sent = http.get(url).headers(headers).send().await;
         let response = sent.map_err(|error| failure::unanswered(what, &error))?;
         if response.status().is_success() {
             return Ok(response);
