@@ -8,22 +8,24 @@ use anyhow::{Result, bail};
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(5);
 const LONGEST_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Looks until there is a value; an error when that takes longer than `patience`, at once when the look itself fails.
+/// Looks until there is a value; an error when that takes longer than `patience`, a look that does not end included, at once when the look itself
+/// fails.
 pub async fn wait_for<T>(
     what: &str,
     patience: Duration,
     mut look: impl AsyncFnMut() -> Result<Option<T>>,
 ) -> Result<T> {
     let began = Instant::now();
-    loop {
-        if let Some(value) = look().await? {
-            return Ok(value);
+    let looking = async {
+        loop {
+            if let Some(value) = look().await? {
+                return Ok(value);
+            }
+            tokio::time::sleep((began.elapsed() / 100).clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL)).await;
         }
-        if began.elapsed() >= patience {
-            bail!("waited {} s in vain for {what}", patience.as_secs());
-        }
-        tokio::time::sleep((began.elapsed() / 100).clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL)).await;
-    }
+    };
+    let looked = tokio::time::timeout(patience, looking).await;
+    looked.unwrap_or_else(|_| bail!("waited {} s in vain for {what}", patience.as_secs()))
 }
 
 /// Runs something until it is done or this process is told to end. What is dropped then cleans up after itself.

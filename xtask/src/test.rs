@@ -78,13 +78,18 @@ fn tests(arguments: &[&str], environment: &[&str]) -> Result<(Counts, bool)> {
     let mut cargo = command("cargo", arguments);
     cargo.current_dir(paths::repository()).envs(environment.iter().map(|variable| (variable, "1")));
     let mut sum = Counts::default();
-    let ended_well = watch::lines(&mut cargo, watch::SILENCE, |line| {
+    let ended = watch::lines(&mut cargo, watch::SILENCE, |line| {
         println!("{line}");
         if let Some(counts) = Counts::parse(line) {
             sum.add(&counts);
         }
     })?;
-    Ok((sum, ended_well))
+    for runner in &ended.hung {
+        eprintln!("{runner} hung and was ended; what its tests waited for is above");
+    }
+    // It has said nothing of its tests: one at least has failed.
+    sum.failed += ended.hung.len() as u64;
+    Ok((sum, ended.well))
 }
 
 /// What a runner says when it is done.

@@ -15,9 +15,18 @@ use nix::unistd::Pid;
 /// No test is silent for so long: the slowest scenario takes two minutes on 2 busy cores.
 pub const SILENCE: Duration = Duration::from_secs(8 * 60);
 
+/// How the runners ended.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// All of them well.
+    pub well: bool,
+    /// The programs of those that were killed, which have told nothing of their tests.
+    pub hung: Vec<String>,
+}
+
 /// Runs `cargo test` (or another parent of runners) and hands over each line of its output. Runners that say nothing for `silence` are killed with
-/// all processes and mounts that they made: they end as failed, and the parent goes on with the next. Gives whether all ended well.
-pub fn lines(parent: &mut Command, silence: Duration, mut show: impl FnMut(&str)) -> Result<bool> {
+/// all processes and mounts that they made: they end as failed, and the parent goes on with the next.
+pub fn lines(parent: &mut Command, silence: Duration, mut show: impl FnMut(&str)) -> Result<Ended> {
     let mounts_before = mount_points()?;
     let mark = unique();
     parent.env(RUN, &mark);
@@ -26,6 +35,7 @@ pub fn lines(parent: &mut Command, silence: Duration, mut show: impl FnMut(&str)
     let (send, received) = sync_channel(64);
     std::thread::spawn(move || output.lines().map_while(Result::ok).all(|line| send.send(line).is_ok()));
     let parent = running.id();
+    let mut runners = Vec::new();
     loop {
         match received.recv_timeout(silence) {
             Ok(line) => show(&line),
@@ -39,6 +49,7 @@ pub fn lines(parent: &mut Command, silence: Duration, mut show: impl FnMut(&str)
                 for pid in &hung {
                     describe(*pid);
                 }
+                runners.extend(hung.iter().filter(|pid| parent_of(**pid) == Some(parent)).map(|pid| program(*pid)));
                 for pid in hung {
                     // It may end on its own meanwhile.
                     let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
@@ -56,7 +67,7 @@ pub fn lines(parent: &mut Command, silence: Duration, mut show: impl FnMut(&str)
     if !status.success() {
         eprintln!("the tests ended with {status}");
     }
-    Ok(status.success())
+    Ok(Ended { well: status.success(), hung: runners })
 }
 
 /// Tells this run's processes from all others, whoever their parent is by now: they inherit it.
@@ -77,6 +88,17 @@ fn processes_of(mark: &str) -> Vec<u32> {
         environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
     };
     pids.filter(belongs).collect()
+}
+
+fn parent_of(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+}
+
+/// The name of a process's program.
+fn program(pid: u32) -> String {
+    let path = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    path.file_name().map_or_else(|| format!("process {pid}"), |name| name.to_string_lossy().into_owned())
 }
 
 /// Prints a process and where in the kernel each of its threads is (which root alone may see).
@@ -108,9 +130,11 @@ mod tests {
         let script =
             "echo first; sh -c '(sleep 1000 >/dev/null &); echo $FOREBAY_TEST_RUN; sleep 1001'; echo second $?";
         let mut seen = Vec::new();
-        let well =
+        let ended =
             lines(&mut command("sh", ["-c", script]), Duration::from_millis(500), |line| seen.push(line.to_owned()));
-        assert!(well.unwrap());
+        let shell = fs::canonicalize("/bin/sh").unwrap();
+        let shell = shell.file_name().unwrap().to_str().unwrap().to_owned();
+        assert_eq!(ended.unwrap(), Ended { well: true, hung: vec![shell] });
         // 137: ended by SIGKILL.
         assert_eq!((seen[0].as_str(), seen[2].as_str()), ("first", "second 137"));
         let mark = &seen[1];

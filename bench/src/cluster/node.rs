@@ -37,6 +37,9 @@ pub struct Node {
     process: Option<Running>,
 }
 
+/// A node that does not answer a question of a few bytes for so long hangs.
+const LONGEST_CALL: Duration = Duration::from_secs(60);
+
 /// The one dataset: all of a source.
 pub fn dataset(source: SourceConfig) -> DatasetConfig {
     DatasetConfig {
@@ -187,7 +190,8 @@ impl Node {
     /// A connection to its API.
     pub async fn client(&self) -> Result<NodeClient<Channel>> {
         let scheme = if self.identity.is_some() { "https" } else { "http" };
-        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{}", self.address()))?;
+        let endpoint = Endpoint::from_shared(format!("{scheme}://{}", self.address()))?;
+        let mut endpoint = endpoint.connect_timeout(LONGEST_CALL).timeout(LONGEST_CALL);
         if let Some(identity) = &self.identity {
             endpoint = endpoint.tls_config(identity.client())?;
         }

@@ -15,8 +15,6 @@ use forebay_protocol::layout::CacheLayout;
 use rustix::fs::Advice;
 use rustix::io::ReadWriteFlags;
 
-use super::held::Space;
-
 /// Most files that are synced one by one; with more, one `syncfs` is cheaper.
 const FEW_FILES: usize = 4;
 
@@ -156,7 +154,7 @@ impl Backing {
 
     /// Removes an object's files. Who has one open keeps its bytes.
     pub fn remove(&self, id: &ObjectId) -> io::Result<()> {
-        for path in [self.object_path(id), self.partial_path(id)] {
+        for path in self.paths(id) {
             match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -165,11 +163,16 @@ impl Backing {
         Ok(())
     }
 
-    /// What the file system says of its space; none when it does not.
-    pub(super) fn space(&self) -> Option<Space> {
-        let facts = rustix::fs::statvfs(&self.objects).ok()?;
-        let used = facts.f_blocks.saturating_sub(facts.f_bfree).saturating_mul(facts.f_frsize);
-        Some(Space { used, available: facts.f_bavail.saturating_mul(facts.f_frsize) })
+    /// Where an object's file is, or where else.
+    pub(super) fn paths(&self, id: &ObjectId) -> [PathBuf; 2] {
+        [self.object_path(id), self.partial_path(id)]
+    }
+
+    /// Bytes in use on the file system, whoever's they are.
+    #[cfg(test)]
+    pub(super) fn used_on_disk(&self) -> u64 {
+        let facts = rustix::fs::statvfs(&self.objects).unwrap();
+        (facts.f_blocks - facts.f_bfree) * facts.f_frsize
     }
 
     /// Whether any object was ever published and not removed. As far as the folder can be read.

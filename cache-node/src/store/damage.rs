@@ -46,7 +46,7 @@ impl Store {
     /// Removes an object's files, which have so many bytes; if the disk does not let it, before the object gets others.
     pub(super) fn remove_files(&self, id: &ObjectId, bytes: u64) {
         // They may stay for those who have them open.
-        self.held.unlinking(bytes, self.used_bytes(), || self.backing.space());
+        self.held.unlinking(bytes, &self.backing.paths(id));
         self.leave_memory(id);
         match self.backing.remove(id) {
             Ok(()) => drop(self.stuck.lock().remove(id)),

@@ -1,37 +1,44 @@
-//! Bytes that are unlinked and still on the disk, because somebody has the file open, or the kernel caches its inode. They count as used until the file
-//! system says that they are free.
+//! Bytes that are unlinked and still on the disk, because somebody has the file open, or the kernel caches its inode. They count as used until the
+//! kernel says that the inode is gone.
 //!
-//! No call tells who holds a file, so this is inferred: the file system's use should fall by what was unlinked; what it did not fall by is held. Exact on a
-//! file system that the cache has for itself, to within what is being written at that moment. Where others write too, their growth may be
-//! taken for held bytes, never more of it than was unlinked; the cache then leaves them that room, and takes it back after an hour if the disk has
-//! enough. On file systems that compress or share blocks it sees less than is held.
+//! No call tells who holds a file, but inotify tells when an inode without a name is deleted, which is when the last descriptor, mapping and overlay
+//! has let go of it: at once when nobody has it. So a file is watched from just before it is unlinked. What an earlier process of this cache folder
+//! unlinked, it does not know.
 
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+use rustix::io::{self, Errno};
 
-/// Differences below this are the index and directories, not files.
-const NOISE: u64 = 256 << 10;
-
-/// After this long, what has not come back is forgotten if the disk has room for all that the cache may still take.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
-
-/// What the file system says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Space {
-    pub(super) used: u64,
-    pub(super) available: u64,
-}
+/// Room for the events of so many bytes in one read: 16 each.
+const EVENTS: usize = 4096;
 
 /// The bytes that are held.
 #[derive(Debug, Default)]
 pub(super) struct Held {
-    /// Unlinked and not known to be free; 0 most of the time, and then nothing is asked.
-    unlinked: AtomicU64,
-    began: Mutex<Option<Began>>,
+    /// Of the files below; 0 most of the time, and then nothing is asked.
+    bytes: AtomicU64,
+    files: Mutex<Files>,
     /// Writers that can't go on before there is room.
     waiting: AtomicUsize,
+}
+
+/// Files whose names are gone, or about to go.
+#[derive(Debug, Default)]
+struct Files {
+    inotify: Option<OwnedFd>,
+    /// Bytes of each, by the number of its watch.
+    bytes: HashMap<i32, u64>,
+    /// Of all.
+    sum: u64,
+    /// It was said that they can't be watched.
+    told: bool,
 }
 
 /// A writer that waits for room, until this is dropped.
@@ -44,23 +51,25 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// When the first of them was unlinked.
-#[derive(Clone, Copy, Debug)]
-struct Began {
-    at: Instant,
-    /// Use of the file system beyond the cache's files.
-    beside: u64,
-}
-
 impl Held {
-    /// A file with so many bytes is about to be unlinked. `in_files` are the bytes in all files, this one included.
-    pub(super) fn unlinking(&self, bytes: u64, in_files: u64, space: impl FnOnce() -> Option<Space>) {
-        let mut began = self.began.lock();
-        if began.is_none() {
-            let Some(space) = space() else { return };
-            *began = Some(Began { at: Instant::now(), beside: space.used.saturating_sub(in_files) });
+    /// A file with so many bytes is about to be unlinked: the first of these that is there.
+    pub(super) fn unlinking(&self, bytes: u64, paths: &[PathBuf]) {
+        let mut files = self.files.lock();
+        match files.watch(bytes, paths) {
+            Ok(()) => {}
+            Err(error) if files.told => tracing::debug!(%error, "a file that is evicted can't be watched"),
+            Err(error) => {
+                files.told = true;
+                tracing::warn!(
+                    %error,
+                    "a file that is evicted can't be watched, so it counts as gone though readers may hold its bytes; \
+                     raise fs.inotify.max_user_watches and max_user_instances on this machine"
+                );
+            }
         }
-        self.unlinked.fetch_add(bytes, Ordering::Relaxed);
+        // Looked at here too, so that the kernel's queue of events stays short.
+        files.forget_the_deleted();
+        self.bytes.store(files.sum, Ordering::Relaxed);
     }
 
     /// Somebody waits for room from now on.
@@ -74,55 +83,139 @@ impl Held {
         self.waiting.load(Ordering::Relaxed) > 0
     }
 
-    /// How many bytes are held, when `in_files` are in files and the cache may have `capacity`.
-    pub(super) fn bytes(&self, in_files: u64, capacity: u64, space: impl FnOnce() -> Option<Space>) -> u64 {
-        if self.unlinked.load(Ordering::Relaxed) == 0 {
+    /// How many bytes are held.
+    pub(super) fn bytes(&self) -> u64 {
+        if self.bytes.load(Ordering::Relaxed) == 0 {
             return 0;
         }
-        let mut began = self.began.lock();
-        let (Some(first), Some(space)) = (*began, space()) else { return 0 };
-        let missing = space.used.saturating_sub(in_files + first.beside);
-        let mut held = self.unlinked.load(Ordering::Relaxed).min(missing);
-        let harmless = space.available >= capacity.saturating_sub(in_files);
-        if held < NOISE || first.at.elapsed() > FORGOTTEN_AFTER && harmless {
-            held = 0;
-            *began = None;
-        }
-        self.unlinked.store(held, Ordering::Relaxed);
-        held
+        let mut files = self.files.lock();
+        files.forget_the_deleted();
+        let bytes = files.sum;
+        self.bytes.store(bytes, Ordering::Relaxed);
+        bytes
     }
+}
+
+impl Files {
+    fn watch(&mut self, bytes: u64, paths: &[PathBuf]) -> io::Result<()> {
+        let inotify = match &self.inotify {
+            Some(inotify) => inotify,
+            None => self.inotify.insert(inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?),
+        };
+        for path in paths {
+            match inotify::add_watch(inotify, path, WatchFlags::DELETE_SELF) {
+                Ok(watch) => {
+                    // Again when its unlinking failed the first time.
+                    let before = self.bytes.insert(watch, bytes).unwrap_or(0);
+                    self.sum = self.sum - before + bytes;
+                    break;
+                }
+                Err(Errno::NOENT) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn forget_the_deleted(&mut self) {
+        let Some(inotify) = &self.inotify else { return };
+        let mut buffer = [MaybeUninit::uninit(); EVENTS];
+        let mut events = Reader::new(inotify, &mut buffer);
+        let mut lost_some = false;
+        // It ends when there are no more, as a rule with EAGAIN.
+        while let Ok(event) = events.next() {
+            lost_some |= event.events().contains(ReadFlags::QUEUE_OVERFLOW);
+            if event.events().contains(ReadFlags::IGNORED) {
+                self.sum -= self.bytes.remove(&event.wd()).unwrap_or(0);
+            }
+        }
+        if lost_some {
+            let left = watches(inotify);
+            self.bytes.retain(|watch, _| left.contains(watch));
+            self.sum = self.bytes.values().sum();
+        }
+    }
+}
+
+/// All watches that there are. None when the kernel does not tell: then what is held counts as gone.
+fn watches(inotify: &OwnedFd) -> HashSet<i32> {
+    let told = fs::read_to_string(format!("/proc/self/fdinfo/{}", inotify.as_raw_fd())).unwrap_or_default();
+    let lines = told.lines().filter_map(|line| line.strip_prefix("inotify wd:"));
+    // In hexadecimal.
+    lines.filter_map(|line| i32::from_str_radix(line.split(' ').next()?, 16).ok()).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     const MIB: u64 = 1 << 20;
 
-    fn space(used: u64) -> impl FnOnce() -> Option<Space> {
-        move || Some(Space { used: used * MIB, available: 1000 * MIB })
+    /// Makes a file and has it unlinked under watch.
+    fn unlink(held: &Held, path: PathBuf, bytes: u64) {
+        let paths = [path.with_extension("not there"), path];
+        held.unlinking(bytes, &paths);
+        fs::remove_file(&paths[1]).unwrap();
     }
 
     #[test]
-    fn what_does_not_come_back_is_held_until_it_does() {
-        let held = Held::default();
-        assert_eq!(held.bytes(50 * MIB, 100 * MIB, || panic!("nothing was unlinked")), 0);
-        // 70 are used, 50 by the cache; it unlinks 10, of which 4 stay.
-        held.unlinking(4 * MIB, 50 * MIB, space(70));
-        held.unlinking(6 * MIB, 46 * MIB, || panic!("known already"));
-        assert_eq!(held.bytes(40 * MIB, 100 * MIB, space(64)), 4 * MIB);
-        // Others write 20: no more than what was unlinked and not seen to be free.
-        assert_eq!(held.bytes(40 * MIB, 100 * MIB, space(84)), 4 * MIB);
-        // One of the files is closed.
-        assert_eq!(held.bytes(40 * MIB, 100 * MIB, space(61)), MIB);
-        assert_eq!(held.bytes(40 * MIB, 100 * MIB, space(60)), 0);
-        assert_eq!(held.bytes(40 * MIB, 100 * MIB, || panic!("all is back")), 0);
+    fn what_somebody_has_open_is_held_until_it_is_closed_and_nothing_else_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let (held, make) = (Held::default(), |name: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, name).unwrap();
+            path
+        });
+        let (one, two, three) = (make("one"), make("two"), make("three"));
+        let (first, again) = (File::open(&one).unwrap(), File::open(&one).unwrap());
+        let third = File::open(&three).unwrap();
+        assert_eq!(held.bytes(), 0);
+        unlink(&held, one, 4 * MIB);
+        unlink(&held, two, 6 * MIB);
+        unlink(&held, three, MIB);
+        assert_eq!(held.bytes(), 5 * MIB);
+        // What others do with the disk does not count.
+        make("another");
+        drop(first);
+        assert_eq!(held.bytes(), 5 * MIB, "it is open once more");
+        drop(again);
+        assert_eq!(held.bytes(), MIB);
+        drop(third);
+        assert_eq!(held.bytes(), 0);
     }
 
     #[test]
-    fn a_file_system_that_tells_nothing_holds_nothing() {
-        let held = Held::default();
-        held.unlinking(4 * MIB, 50 * MIB, || None);
-        assert_eq!(held.bytes(46 * MIB, 100 * MIB, || None), 0);
+    fn a_file_that_could_not_be_unlinked_counts_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let (held, path) = (Held::default(), folder.path().join("file"));
+        fs::write(&path, "bytes").unwrap();
+        held.unlinking(MIB, std::slice::from_ref(&path));
+        assert_eq!(held.bytes(), MIB);
+        unlink(&held, path.clone(), MIB);
+        assert_eq!(held.bytes(), 0);
+        held.unlinking(MIB, &[path]);
+        assert_eq!(held.bytes(), 0, "it is gone already");
+    }
+
+    #[test]
+    fn more_deletions_than_the_kernel_tells_of_are_seen_all_the_same() {
+        let most: usize = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap().trim().parse().unwrap();
+        // Each tells twice: that it is gone, and that it is watched no more.
+        let (folder, held, count) = (tempfile::tempdir().unwrap(), Held::default(), most / 2 + 100);
+        let paths: Vec<_> = (0..count).map(|n| folder.path().join(n.to_string())).collect();
+        for path in &paths {
+            fs::write(path, "").unwrap();
+            held.unlinking(MIB, std::slice::from_ref(path));
+        }
+        let open = File::open(&paths[7]).unwrap();
+        // While nobody looks.
+        for path in &paths {
+            fs::remove_file(path).unwrap();
+        }
+        assert_eq!(held.bytes(), MIB);
+        drop(open);
+        assert_eq!(held.bytes(), 0);
     }
 }

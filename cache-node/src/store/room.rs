@@ -92,7 +92,7 @@ impl Store {
 
     /// Bytes that are unlinked and still on the disk; see [`super::held`].
     pub fn held_bytes(&self) -> u64 {
-        self.held.bytes(self.used_bytes(), self.capacity(), || self.backing.space())
+        self.held.bytes()
     }
 
     /// Whether somebody can't write before there is room.

@@ -76,7 +76,7 @@ impl MemoryTier {
         for id in earlier {
             let bytes =
                 this.backing.open(&id)?.map_or(Ok(0), |found| found.file.metadata().map(|facts| facts.len()))?;
-            this.held.unlinking(bytes, bytes, || this.backing.space());
+            this.held.unlinking(bytes, &this.backing.paths(&id));
             this.backing.remove(&id)?;
         }
         Ok(this)
@@ -111,7 +111,7 @@ impl MemoryTier {
 
     fn unlink(&self, copies: &mut Copies, id: &ObjectId) {
         let Some(copy) = copies.objects.remove(id) else { return };
-        self.held.unlinking(copy.bytes, copies.bytes, || self.backing.space());
+        self.held.unlinking(copy.bytes, &self.backing.paths(id));
         copies.bytes -= copy.bytes;
         if let Err(error) = self.backing.remove(id) {
             // It stays until the next start, and what it says is right.
@@ -122,7 +122,7 @@ impl MemoryTier {
     /// Takes room for a copy; evicts others for it, of classes up to `upto`. False when there is none.
     fn take_room(&self, bytes: u64, upto: Class, classes: &Classes) -> bool {
         let mut guard = self.copies.lock();
-        let room = self.room(guard.bytes);
+        let room = self.room();
         if bytes > room {
             return false;
         }
@@ -157,9 +157,9 @@ impl MemoryTier {
     }
 
     /// What copies may take: the capacity without what readers hold of copies that are gone.
-    fn room(&self, in_copies: u64) -> u64 {
+    fn room(&self) -> u64 {
         let capacity = self.capacity.load(Ordering::Relaxed);
-        capacity.saturating_sub(self.held.bytes(in_copies, capacity, || self.backing.space()))
+        capacity.saturating_sub(self.held.bytes())
     }
 }
 
@@ -230,9 +230,6 @@ impl Store {
 
     /// Bytes of copies that are gone and that readers keep in memory.
     pub fn memory_tier_held_bytes(&self) -> u64 {
-        self.memory.get().map_or(0, |tier| {
-            let in_copies = tier.copies.lock().bytes;
-            tier.held.bytes(in_copies, tier.capacity.load(Ordering::Relaxed), || tier.backing.space())
-        })
+        self.memory.get().map_or(0, |tier| tier.held.bytes())
     }
 }
