@@ -35,6 +35,8 @@ pub enum Required {
     RatioAtMost(f64),
     /// Every run of ours is no larger.
     AtMost(f64),
+    /// Our median is no larger.
+    MedianAtMost(f64),
     /// Our median is no smaller.
     AtLeast(f64),
     /// It is better than the limit: the ratio is above one.
@@ -85,6 +87,7 @@ impl Row {
             Required::RatioAtLeast(least) => ratio().map(|ratio| (least - ratio) / least),
             Required::RatioAtMost(most) => ratio().map(|ratio| (ratio - most) / most),
             Required::AtMost(most) => Some((self.ours.max() - most) / most),
+            Required::MedianAtMost(most) => Some((self.ours.median() - most) / most),
             Required::AtLeast(least) => Some((least - self.ours.median()) / least),
             // Equal is not more.
             Required::MoreThanLimit => {
@@ -103,7 +106,7 @@ impl Row {
         let required = match self.required {
             Required::RatioAtLeast(least) => format!(">= {least}x"),
             Required::RatioAtMost(most) => format!("<= {most}x"),
-            Required::AtMost(most) => format!("<= {}", self.unit.show(most)),
+            Required::AtMost(most) | Required::MedianAtMost(most) => format!("<= {}", self.unit.show(most)),
             Required::AtLeast(least) => format!(">= {}", self.unit.show(least)),
             Required::MoreThanLimit => "more".to_owned(),
             Required::Nothing => String::new(),
@@ -215,7 +218,8 @@ fn summary(measurements: &[(&str, &str, Option<&Saved>)]) -> String {
     text.push_str("\n\n");
     for row in below {
         let [what, ours, _, ratio, required, _] = row.cells();
-        let figure = if matches!(row.required, Required::AtMost(_) | Required::AtLeast(_)) { ours } else { ratio };
+        let absolute = matches!(row.required, Required::AtMost(_) | Required::MedianAtMost(_) | Required::AtLeast(_));
+        let figure = if absolute { ours } else { ratio };
         let percent = row.shortfall().unwrap_or_default() * 100.0;
         let _ = writeln!(text, "- Below target: {what}: {figure}, required {required}; short by {percent:.0} %.");
     }
@@ -253,6 +257,8 @@ mod tests {
         assert_eq!(met(slow, Some(fast), Required::RatioAtMost(0.69)), Some(false));
         assert_eq!(met(slow, None, Required::AtMost(8e8)), Some(true));
         assert_eq!(met(slow, None, Required::AtMost(7.9e8)), Some(false), "every run counts");
+        assert_eq!(met(slow, None, Required::MedianAtMost(7e8)), Some(true));
+        assert_eq!(met(slow, None, Required::MedianAtMost(6.9e8)), Some(false));
         assert_eq!(met(slow, None, Required::AtLeast(7e8)), Some(true), "a speed is a median");
         assert_eq!(met(slow, None, Required::AtLeast(7.1e8)), Some(false));
         assert_eq!(met(slow, Some(fast), Required::Nothing), None);
