@@ -10,7 +10,7 @@ use std::fs;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
@@ -22,8 +22,6 @@ const EVENTS: usize = 4096;
 /// The bytes that are held.
 #[derive(Debug, Default)]
 pub(super) struct Held {
-    /// Of the files below; 0 most of the time, and then nothing is asked.
-    bytes: AtomicU64,
     files: Mutex<Files>,
     /// Writers that can't go on before there is room.
     waiting: AtomicUsize,
@@ -69,7 +67,6 @@ impl Held {
         }
         // Looked at here too, so that the kernel's queue of events stays short.
         files.forget_the_deleted();
-        self.bytes.store(files.sum, Ordering::Relaxed);
     }
 
     /// Somebody waits for room from now on.
@@ -85,14 +82,12 @@ impl Held {
 
     /// How many bytes are held.
     pub(super) fn bytes(&self) -> u64 {
-        if self.bytes.load(Ordering::Relaxed) == 0 {
-            return 0;
-        }
         let mut files = self.files.lock();
-        files.forget_the_deleted();
-        let bytes = files.sum;
-        self.bytes.store(bytes, Ordering::Relaxed);
-        bytes
+        // None most of the time, and then nothing is asked.
+        if !files.bytes.is_empty() {
+            files.forget_the_deleted();
+        }
+        files.sum
     }
 }
 

@@ -1,7 +1,6 @@
 //! A source that misbehaves in every way we know of, between a real node and a real S3 server: what may pass is asked again, so often and no
 //! sooner than is right; what won't pass is said at once; the bytes are the right ones; and who reads something else notices nothing.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -13,13 +12,11 @@ use forebay_protocol::local::{Failed, FailureKind};
 use futures::future::join_all;
 use object_store::aws::{AmazonS3Builder, Checksum};
 use object_store::{ObjectStoreExt, PutPayload};
-use rcgen::{CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use tokio_rustls::rustls;
 
 use crate::common::faults::{Asked, Fault, Faults};
 use crate::common::gateway::{ACCESS, Gateway, SECRET};
 use crate::common::process::NodeProcess;
-use crate::common::{config, content, dataset, free_address, preload_all, scratch};
+use crate::common::{config, content, dataset, free_address, preload_all};
 
 const UID: &str = "d1";
 const SMALL: usize = 1000;
@@ -251,8 +248,7 @@ async fn an_endpoint_that_has_too_much_to_do_gets_less_at_once() {
     let refused = refused.load(Ordering::SeqCst);
     println!("{refused} of {} requests were refused", proxy.seen().len());
     assert!(refused > 0, "the test did not overload anything");
-    // 700 on a quiet machine, 1,000 on one that is busy with something else.
-    assert!(refused < FILES / 2, "{refused} refusals of {FILES} files: the node does not back off");
+    assert!(refused < FILES / 3, "{refused} refusals of {FILES} files: the node does not back off");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -327,76 +323,5 @@ async fn bytes_that_do_not_match_the_providers_checksum_are_never_kept() {
         assert!(reader.read(&reader.files()[*name], 1 << 20).await.unwrap() == content(5, 100_000), "{name}");
         assert_eq!(proxy.times(&format!("/data/{name}")).len(), 3, "{name}");
         assert_eq!(node.metric("forebay_verification_failures_total").await, 2 * (n as u64 + 1));
-    }
-}
-
-/// A certificate for `host`, valid or expired, and its issuer's in PEM.
-fn certificate(host: &str, expired: bool) -> (rustls::ServerConfig, String) {
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    // Issuers are told apart by name.
-    let name = format!("issuer {:?}", KeyPair::generate().unwrap().public_key_raw());
-    params.distinguished_name.push(rcgen::DnType::CommonName, &name[..60]);
-    let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-    let key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
-    if expired {
-        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
-        params.not_after = rcgen::date_time_ymd(2021, 1, 1);
-    }
-    let cert = params.signed_by(&key, &issuer).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let tls = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![cert.der().clone()], key.into())
-        .unwrap();
-    (tls, issuer.pem())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_endpoint_whose_tls_is_no_good_is_named_with_what_to_do() {
-    let Some(gateway) = Gateway::start().await else { return };
-    gateway.put_raw("f", &content(1, SMALL));
-    let folder = scratch();
-    let (good, good_issuer) = certificate("127.0.0.1", false);
-    let (expired, expired_issuer) = certificate("127.0.0.1", true);
-    let (other_host, other_issuer) = certificate("elsewhere.example", false);
-    let (unknown, _) = certificate("127.0.0.1", false);
-    let trusted: PathBuf = folder.path().join("trusted.pem");
-    std::fs::write(&trusted, good_issuer + &expired_issuer + &other_issuer).unwrap();
-
-    let cases = [
-        (Faults::start_tls(gateway.address, good).await, None),
-        (Faults::start_tls(gateway.address, expired).await, Some("renew it")),
-        (Faults::start_tls(gateway.address, other_host).await, Some("for another host")),
-        (Faults::start_tls(gateway.address, unknown).await, Some("install its issuer's certificate")),
-        (Faults::start(gateway.address, |_| Fault::None).await, Some("does not speak TLS")),
-    ];
-    let datasets = cases.iter().enumerate().map(|(n, (proxy, _))| {
-        let mut source = Gateway::source_at(proxy.address, "");
-        source.endpoint = Some(format!("https://{}", proxy.address));
-        dataset(&format!("d{n}"), source)
-    });
-    let (datasets, address) = (datasets.collect(), free_address([127, 0, 0, 2]));
-    let environment = vec![("SSL_CERT_FILE", trusted)];
-    let node = NodeProcess::start_with(environment, |folder| config(folder, address, &[], datasets)).await;
-    for (n, (proxy, advice)) in cases.iter().enumerate() {
-        let uid = format!("d{n}");
-        match advice {
-            None => {
-                let reader = node.reader(&uid).await;
-                assert!(reader.read(&reader.files()["f"], 1 << 20).await.unwrap() == content(1, SMALL));
-            }
-            Some(advice) => {
-                let message = node.wait_dataset("a problem", &uid, |dataset| {
-                    let problem = dataset.catalog_problem.clone()?;
-                    (problem.reason == "EndpointUnreachable").then_some(problem.message)
-                });
-                let message = message.await;
-                assert!(message.contains(advice) && message.contains(&proxy.address.to_string()), "{message}");
-            }
-        }
     }
 }

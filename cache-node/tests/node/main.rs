@@ -5,6 +5,7 @@
 mod begun;
 mod cluster;
 mod common;
+mod endpoint_tls;
 mod eviction;
 mod faults;
 mod faults_disk;
