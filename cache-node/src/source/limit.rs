@@ -1,22 +1,16 @@
-//! How many requests an endpoint gets at once: as many as it takes gladly. An answer that says "slow down" halves the number, each good one
-//! raises it a little, as TCP does with its window. Whoever waits for a turn gets it in the order of asking, and who waits to try again has none.
+//! How many requests an endpoint gets at once: as many as it takes gladly. An answer that says "slow down" halves the number, a round of good ones
+//! raises it by one, as TCP does with its window. Whoever waits for a turn gets it in the order of asking, and who waits to try again has none.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Weak};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
 
 /// Most requests of this process to one endpoint.
 const MOST: usize = 256;
 /// Fewest, however overloaded it is.
 const FEWEST: usize = 4;
-/// Refusals within so long are of one overload: they were all sent before the first was answered.
-const ONE_OVERLOAD: Duration = Duration::from_secs(1);
-/// So many good answers to each request in flight raise the number by one: 1/4 makes it double within four rounds at worst.
-const ROUND: f64 = 0.25;
 
 /// The requests to one endpoint.
 #[derive(Debug)]
@@ -32,7 +26,10 @@ struct State {
     surplus: usize,
     /// Part of the next turn to be added.
     credit: f64,
-    last_overload: Option<Instant>,
+    /// How often the limit was halved. What a request that was sent before the last time says is of the overload that is known already.
+    overloads: u64,
+    /// Most turns at once since the last overload: if that is less than `limit`, it was too much already.
+    peak: usize,
 }
 
 /// Permission for one request. Ends when dropped.
@@ -40,6 +37,8 @@ struct State {
 pub struct Turn {
     limiter: Arc<Limiter>,
     permit: Option<OwnedSemaphorePermit>,
+    /// [`State::overloads`] when the turn was taken.
+    overloads: u64,
 }
 
 /// One limiter for each endpoint, whatever Datasets read from it: the server sees one client.
@@ -59,60 +58,66 @@ impl Limiter {
     }
 
     fn new() -> Self {
-        let state = State { limit: MOST, surplus: 0, credit: 0.0, last_overload: None };
+        let state = State { limit: MOST, surplus: 0, credit: 0.0, overloads: 0, peak: 0 };
         Self { turns: Arc::new(Semaphore::new(MOST)), state: Mutex::new(state) }
     }
 
     /// Waits for a turn.
     pub async fn turn(self: &Arc<Self>) -> Turn {
         // Never closed.
-        let permit = Arc::clone(&self.turns).acquire_owned().await.ok();
-        Turn { limiter: Arc::clone(self), permit }
+        self.taken(Arc::clone(&self.turns).acquire_owned().await.ok())
     }
 
     /// A turn if there is one right now.
     pub fn try_turn(self: &Arc<Self>) -> Option<Turn> {
         let permit = Arc::clone(&self.turns).try_acquire_owned().ok()?;
-        Some(Turn { limiter: Arc::clone(self), permit: Some(permit) })
+        Some(self.taken(Some(permit)))
     }
 
-    /// A request was answered well.
-    pub fn succeeded(&self) {
+    fn taken(self: &Arc<Self>, permit: Option<OwnedSemaphorePermit>) -> Turn {
         let mut state = self.state.lock();
-        if state.limit >= MOST {
+        state.peak = state.peak.max(self.under_way(&state));
+        Turn { limiter: Arc::clone(self), permit, overloads: state.overloads }
+    }
+
+    fn under_way(&self, state: &State) -> usize {
+        (state.limit + state.surplus).saturating_sub(self.turns.available_permits())
+    }
+}
+
+impl Turn {
+    /// The request was answered well.
+    pub fn succeeded(self) {
+        let mut state = self.limiter.state.lock();
+        if state.limit >= MOST || self.overloads != state.overloads {
             return;
         }
-        state.credit += 1.0 / (state.limit as f64 * ROUND).max(1.0);
+        // Fewer requests than it may have say nothing of more.
+        if state.surplus > 0 || self.limiter.turns.available_permits() > 0 {
+            return;
+        }
+        state.credit += 1.0 / state.limit as f64;
         if state.credit >= 1.0 {
             state.credit -= 1.0;
             state.limit += 1;
-            if state.surplus > 0 {
-                state.surplus -= 1;
-            } else {
-                self.turns.add_permits(1);
-            }
+            self.limiter.turns.add_permits(1);
         }
     }
 
     /// The endpoint said that it has too much to do.
-    pub fn overloaded(&self) {
-        let mut state = self.state.lock();
-        let now = Instant::now();
-        if state.last_overload.is_some_and(|last| now.duration_since(last) < ONE_OVERLOAD) {
+    pub fn overloaded(self) {
+        let mut state = self.limiter.state.lock();
+        if self.overloads != state.overloads {
             return;
         }
-        state.last_overload = Some(now);
+        state.overloads += 1;
         state.credit = 0.0;
-        let limit = (state.limit / 2).max(FEWEST);
+        let limit = (state.limit.min(state.peak) / 2).max(FEWEST);
+        state.peak = 0;
         let fewer = state.limit - limit;
         state.limit = limit;
-        state.surplus += fewer - self.turns.forget_permits(fewer);
+        state.surplus += fewer - self.limiter.turns.forget_permits(fewer);
         tracing::debug!(limit, "an endpoint is overloaded; it gets fewer requests at once");
-    }
-
-    /// How many requests may be under way at once.
-    pub fn limit(&self) -> usize {
-        self.state.lock().limit
     }
 }
 
@@ -138,46 +143,82 @@ mod tests {
         std::iter::from_fn(|| limiter.try_turn()).collect()
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn an_overload_halves_what_is_under_way_and_good_answers_raise_it_again() {
+    fn limit(limiter: &Limiter) -> usize {
+        limiter.state.lock().limit
+    }
+
+    /// All that the endpoint may be asked at once is asked and refused.
+    fn refused(limiter: &Arc<Limiter>) -> usize {
+        let turns = all_now(limiter);
+        let count = turns.len();
+        turns.into_iter().for_each(Turn::overloaded);
+        count
+    }
+
+    /// The same, answered well.
+    fn answered(limiter: &Arc<Limiter>) -> usize {
+        let turns = all_now(limiter);
+        let count = turns.len();
+        // Each answer makes place for the next request.
+        let mut next = Vec::new();
+        for turn in turns {
+            turn.succeeded();
+            next.extend(limiter.try_turn());
+        }
+        count
+    }
+
+    #[test]
+    fn an_overload_halves_what_is_under_way_and_a_round_of_good_answers_raises_it_by_one() {
         let limiter = Arc::new(Limiter::new());
-        let turns = all_now(&limiter);
-        assert_eq!(turns.len(), MOST);
+        assert_eq!(refused(&limiter), MOST);
         // Many refusals of one overload are one.
-        for _ in 0..100 {
-            limiter.overloaded();
-        }
-        assert_eq!(limiter.limit(), MOST / 2);
-        drop(turns);
-        assert_eq!(all_now(&limiter).len(), MOST / 2);
-        for _ in 0..20 {
-            tokio::time::advance(ONE_OVERLOAD).await;
-            limiter.overloaded();
-        }
+        assert_eq!(limit(&limiter), MOST / 2);
+        assert_eq!(refused(&limiter), MOST / 2);
+        while refused(&limiter) > FEWEST {}
         let turns = all_now(&limiter);
         assert_eq!(turns.len(), FEWEST);
         assert!(limiter.turn().now_or_never().is_none(), "the fifth waits");
         drop(turns);
-        let mut answers = 0;
-        while limiter.limit() < MOST {
-            limiter.succeeded();
-            answers += 1;
+        for round in 0..MOST - FEWEST {
+            let count = answered(&limiter);
+            assert!((FEWEST + round).abs_diff(count) <= 1, "{count} at once in round {round}");
         }
-        assert!((5_000..10_000).contains(&answers), "{answers}");
+        answered(&limiter);
         assert_eq!(all_now(&limiter).len(), MOST);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn turns_raised_while_a_surplus_is_out_are_not_counted_twice() {
+    #[test]
+    fn what_was_under_way_is_halved_and_not_what_was_allowed() {
         let limiter = Arc::new(Limiter::new());
-        let turns = all_now(&limiter);
-        limiter.overloaded();
+        let turns: Vec<_> = (0..72).filter_map(|_| limiter.try_turn()).collect();
+        turns.into_iter().for_each(Turn::overloaded);
+        assert_eq!(limit(&limiter), 36);
+        // One that is refused while little is under way doesn't undo what was possible just before.
+        assert_eq!(answered(&limiter), 36);
+        limiter.try_turn().unwrap().overloaded();
+        assert_eq!(limit(&limiter), 18);
+    }
+
+    #[test]
+    fn what_was_sent_before_an_overload_says_nothing_after_it() {
+        let limiter = Arc::new(Limiter::new());
+        let mut turns = all_now(&limiter);
+        turns.pop().unwrap().overloaded();
+        turns.drain(100..).for_each(Turn::overloaded);
+        turns.into_iter().for_each(Turn::succeeded);
+        assert_eq!(limit(&limiter), MOST / 2);
+        assert_eq!(all_now(&limiter).len(), MOST / 2);
+    }
+
+    #[test]
+    fn good_answers_to_few_requests_do_not_allow_more() {
+        let limiter = Arc::new(Limiter::new());
+        refused(&limiter);
         for _ in 0..100_000 {
-            limiter.succeeded();
+            limiter.try_turn().unwrap().succeeded();
         }
-        assert!(limiter.try_turn().is_none());
-        drop(turns);
-        assert_eq!(all_now(&limiter).len(), MOST);
+        assert_eq!(limit(&limiter), MOST / 2);
     }
 
     #[test]

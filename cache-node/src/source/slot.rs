@@ -145,11 +145,8 @@ impl SourceSlot {
     {
         let result = retry::with_retries(patience, || async {
             let result = self.read_hedged(object, range, buffers, &hold).await;
-            match &result {
-                Ok(_) => self.limiter.succeeded(),
-                Err(error) if error.is_overload() => self.limiter.overloaded(),
-                Err(error) if error.is_damage() => self.counters.damaged.add(1),
-                Err(_) => {}
+            if result.as_ref().is_err_and(SourceError::is_damage) {
+                self.counters.damaged.add(1);
             }
             result
         });
@@ -174,10 +171,7 @@ impl SourceSlot {
         let turn = self.limiter.turn().await;
         let (began, progress) = (Instant::now(), Progress::default());
         let mut look_at = began + self.hedger.lock().begin(range.length);
-        let first = async {
-            let _turn = turn;
-            attempt::read(&counted, object, range, &progress, buffers, hold).await
-        };
+        let first = within(turn, attempt::read(&counted, object, range, &progress, buffers, hold));
         tokio::pin!(first);
         let result = loop {
             tokio::select! {
@@ -192,12 +186,10 @@ impl SourceSlot {
                 }
                 Late::Hedge(turn) => turn,
             };
-            let second = async {
-                let _turn = turn;
-                // Only what is free right now: nobody else waits longer because of a second request.
-                let hold = || async { hold().now_or_never().flatten() };
-                attempt::read(&counted, object, range, &Progress::default(), buffers, hold).await
-            };
+            // Only what is free right now: nobody else waits longer because of a second request.
+            let hold = || async { hold().now_or_never().flatten() };
+            let progress = Progress::default();
+            let second = within(turn, attempt::read(&counted, object, range, &progress, buffers, hold));
             tokio::pin!(second);
             let (result, won) = first_good(first, second).await;
             let counters = &self.counters;
@@ -253,6 +245,17 @@ impl SourceSlot {
             since_unix_seconds: since.as_secs() as i64,
         }
     }
+}
+
+/// A request that has its turn. What its answer says of the endpoint's load decides how many turns there are after it.
+async fn within<T>(turn: Turn, request: impl Future<Output = Result<T, SourceError>>) -> Result<T, SourceError> {
+    let result = request.await;
+    match &result {
+        Ok(_) => turn.succeeded(),
+        Err(error) if error.is_overload() => turn.overloaded(),
+        Err(_) => {}
+    }
+    result
 }
 
 /// The first success, else the failure of `first`; and whether it is that of `second`.
