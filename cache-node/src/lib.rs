@@ -27,5 +27,6 @@ mod server;
 pub mod siblings;
 pub mod source;
 pub mod store;
+mod told;
 pub mod units;
 mod watch;

@@ -25,6 +25,7 @@ use crate::dataset::CatalogObject;
 use crate::memory::{Memory, Share, Shares};
 use crate::metrics::{Metrics, Origin};
 use crate::store::StoreError;
+use crate::told::Told;
 use crate::units::ChunkIndex;
 pub use failure::FetchError;
 use failure::Kind;
@@ -100,6 +101,8 @@ pub struct Fetcher<W: World = Live> {
     memory: Shares,
     turns: Turns,
     metrics: Arc<Metrics>,
+    /// That a chunk could not be kept: where readers hold all of a cache none can.
+    not_kept: Told,
 }
 
 impl<W: World> Fetcher<W> {
@@ -113,6 +116,7 @@ impl<W: World> Fetcher<W> {
             memory,
             turns: Turns::default(),
             metrics,
+            not_kept: Told::default(),
         }
     }
 
@@ -362,8 +366,12 @@ impl<W: World> Fetcher<W> {
         crc: u32,
     ) -> Result<(), Arc<StoreError>> {
         let kept = self.store.write_chunk(&object.stored, chunk, bytes.clone(), crc).await;
-        if let Err(error) = &kept {
-            tracing::warn!(id = %object.stored.id, %error, "a chunk could not be kept");
+        match &kept {
+            Ok(()) => {}
+            Err(error) if self.not_kept.is_due() => {
+                tracing::warn!(id = %object.stored.id, %error, "a chunk could not be kept, perhaps others too; readers get it from memory");
+            }
+            Err(error) => tracing::debug!(id = %object.stored.id, %error, "a chunk could not be kept"),
         }
         kept.map_err(Arc::new)
     }

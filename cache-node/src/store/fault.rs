@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use forebay_catalog::ObjectId;
 use forebay_protocol::node;
@@ -12,10 +12,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{IndexError, StoreError};
+use crate::told::Told;
 use crate::units::ChunkIndex;
-
-/// A failing disk fails many times a second: more often than this one kind is not logged as an error.
-const LOG_PAUSE: Duration = Duration::from_secs(10);
 
 /// Most lost chunks that are remembered for repair; what is lost beyond that is fetched again when somebody wants it.
 const MOST_LOST: usize = 64 << 10;
@@ -46,7 +44,8 @@ struct Record {
     message: String,
     /// The disk takes no writes because of it.
     failing: bool,
-    logged: Option<Instant>,
+    /// A failing disk fails many times a second.
+    told: Told,
 }
 
 impl Faults {
@@ -73,10 +72,9 @@ impl Faults {
             last: now,
             message: String::new(),
             failing: false,
-            logged: None,
+            told: Told::default(),
         });
-        if record.logged.is_none_or(|logged| logged.elapsed() >= LOG_PAUSE) {
-            record.logged = Some(Instant::now());
+        if record.told.is_due() {
             tracing::error!(kind = label(kind), message, "the cache's disk is at fault");
         } else {
             tracing::debug!(kind = label(kind), message, "the cache's disk is at fault");

@@ -10,7 +10,6 @@ use std::fs;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
@@ -23,8 +22,6 @@ const EVENTS: usize = 4096;
 #[derive(Debug, Default)]
 pub(super) struct Held {
     files: Mutex<Files>,
-    /// Writers that can't go on before there is room.
-    waiting: AtomicUsize,
 }
 
 /// Files whose names are gone, or about to go.
@@ -37,16 +34,6 @@ struct Files {
     sum: u64,
     /// It was said that they can't be watched.
     told: bool,
-}
-
-/// A writer that waits for room, until this is dropped.
-#[derive(Debug)]
-pub(super) struct Waiting<'a>(&'a AtomicUsize);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl Held {
@@ -67,17 +54,6 @@ impl Held {
         }
         // Looked at here too, so that the kernel's queue of events stays short.
         files.forget_the_deleted();
-    }
-
-    /// Somebody waits for room from now on.
-    pub(super) fn wait(&self) -> Waiting<'_> {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        Waiting(&self.waiting)
-    }
-
-    /// Whether somebody waits for room.
-    pub(super) fn is_waited_for(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > 0
     }
 
     /// How many bytes are held.

@@ -150,10 +150,8 @@ impl Landing {
     /// All of it has come: it can be read from now on, also through files that are open already, and survives a crash a little later. An object that
     /// has been dropped meanwhile stays so.
     pub async fn end(self) -> Result<(), StoreError> {
-        let (store, id, chunk) = (Arc::clone(&self.store), self.object.id, self.chunk);
-        let permit = Arc::clone(&store.uncommitted).acquire_owned().await.map_err(|_| StoreError::Closed)?;
-        // It may have been lost since it began to come.
-        self.publish(permit).inspect(|()| store.faults.mended(id, chunk))
+        let permit = Arc::clone(&self.store.uncommitted).acquire_owned().await.map_err(|_| StoreError::Closed)?;
+        self.publish(permit)
     }
 
     pub(super) fn publish(self, permit: OwnedSemaphorePermit) -> Result<(), StoreError> {
@@ -177,6 +175,8 @@ impl Landing {
             }
             store.usage.add(slot.dataset, range.length);
             store.checked.insert(&id, slot, chunk);
+            // It may have been lost since it began to come.
+            store.faults.mended(id, chunk);
             first
         };
         if first {

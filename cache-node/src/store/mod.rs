@@ -27,6 +27,7 @@ mod memory;
 mod model;
 mod open;
 mod part;
+mod patience;
 mod read;
 pub(crate) mod record;
 mod room;
@@ -70,6 +71,7 @@ pub use landing::Landing;
 pub use lease::Lease;
 pub use lend::Lent;
 use memory::MemoryTier;
+use patience::Patience;
 pub use record::DatasetSlot;
 use slot::{Body, Slots};
 pub use slot::{Presence, bytes_of};
@@ -131,6 +133,7 @@ pub struct Store {
     /// Objects that were read for the first time since eviction looked at them; told to it before it looks again.
     hits: AtomicU64,
     held: Held,
+    patience: Patience,
     capacity: AtomicU64,
     /// Above the high watermark, and not below the low one since.
     draining: AtomicBool,

@@ -6,13 +6,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use forebay_catalog::ObjectId;
+use tokio::time::Instant;
 
 use super::commit::Op;
 use super::eviction::{Class, Request, Standing, View};
 use super::record::DatasetSlot;
 use super::slot::Slots;
 use super::usage::{Over, Quota, Reservation, Scope, Writing, share};
-use super::{Classes, Store, StoreError};
+use super::{Classes, Store, StoreError, patience};
 
 /// Eviction begins above this share of the capacity, in percent, ...
 const HIGH: u64 = 95;
@@ -22,8 +23,8 @@ const LOW: u64 = 90;
 /// A write evicts at most so many times its own bytes on the way down to the low watermark: no write pays for all the others.
 const PACE: u64 = 8;
 
-/// How long a write waits for room.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// What is in use may be let go at any time, which nobody tells: who waits looks again so soon.
+const LOOK: Duration = Duration::from_millis(100);
 
 impl Store {
     /// Changes the capacity; what is above it goes at once.
@@ -97,7 +98,7 @@ impl Store {
 
     /// Whether somebody can't write before there is room.
     pub fn room_is_waited_for(&self) -> bool {
-        self.held.is_waited_for()
+        self.patience.is_tried()
     }
 
     /// What files may take: the capacity without what readers hold of files that are gone.
@@ -141,26 +142,28 @@ impl Store {
         if let Some(writing) = self.find_room(dataset, bytes) {
             return Ok(writing);
         }
-        let mut waiting = None;
-        let waited = tokio::time::timeout(PATIENCE, async {
-            loop {
-                let changed = self.changed.notified();
-                tokio::pin!(changed);
-                changed.as_mut().enable();
-                if let Some(writing) = self.usage.begin_writing(bytes, self.room()) {
-                    return writing;
-                }
-                self.evict_to_watermark(bytes);
-                waiting.get_or_insert_with(|| self.held.wait());
-                // What is in use may be let go at any time, which nobody tells: look again soon.
-                let _ = tokio::time::timeout(Duration::from_millis(100), changed).await;
+        let began = Instant::now();
+        let _waiting = self.patience.wait();
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if let Some(writing) = self.usage.begin_writing(bytes, self.room()) {
+                return Ok(writing);
             }
-        });
-        waited.await.map_err(|_| StoreError::Full {
-            used: self.used_bytes(),
-            held: self.held_bytes(),
-            capacity: self.capacity(),
-        })
+            self.evict_to_watermark(bytes);
+            let held = self.held_bytes();
+            // Without what is being evicted: that is let go in a moment.
+            let taken = self.usage.coming().saturating_add(held);
+            let no_use = self.patience.is_no_use(taken);
+            if no_use || began.elapsed() >= patience::LONGEST {
+                if !no_use {
+                    self.patience.end(taken);
+                }
+                return Err(StoreError::Full { used: self.used_bytes(), held, capacity: self.capacity() });
+            }
+            let _ = tokio::time::timeout(LOOK, changed).await;
+        }
     }
 
     /// The same, if there is some now. Evicts what is due; what that frees may be there a moment later.
@@ -255,5 +258,55 @@ impl View for Look<'_> {
         let slot = shard.get(id).filter(|slot| !slot.evicting)?;
         let (dataset, bytes, in_use) = (slot.dataset, slot.bytes(), slot.pins > 0);
         Some(Standing { dataset, bytes, in_use, read: shard.take_visited(id) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use forebay_protocol::config::CHUNK_BYTES;
+    use forebay_protocol::layout::CacheLayout;
+
+    use super::super::ObjectRef;
+    use super::*;
+    use crate::units::ChunkIndex;
+
+    const CHUNKS: u8 = 4;
+
+    fn object(n: u8) -> ObjectRef {
+        ObjectRef { id: ObjectId::new("room", &[n], "e", CHUNK_BYTES), size: CHUNK_BYTES, dataset: DatasetSlot(0) }
+    }
+
+    #[tokio::test]
+    async fn where_readers_hold_everything_one_write_waits_for_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let capacity = u64::from(CHUNKS) * CHUNK_BYTES;
+        let store = Store::open(&CacheLayout::new(folder.path()), capacity, Arc::new(|_| ()), || ()).unwrap();
+        store.dataset("d").unwrap();
+        let bytes = Bytes::from(vec![7; CHUNK_BYTES as usize]);
+        let crc = crc32c::crc32c(&bytes);
+        let write = |n| {
+            let (store, bytes) = (Arc::clone(&store), bytes.clone());
+            async move { store.write_chunk(&object(n), ChunkIndex(0), bytes, crc).await }
+        };
+        let mut leases = Vec::new();
+        for n in 0..CHUNKS {
+            write(n).await.unwrap();
+            leases.push(store.pin(&object(n)).await.unwrap());
+        }
+        let began = Instant::now();
+        let (first, second) = tokio::join!(write(4), write(5));
+        for refused in [first, second] {
+            assert!(matches!(refused, Err(StoreError::Full { .. })), "{refused:?}");
+        }
+        assert!(began.elapsed() >= patience::LONGEST && store.room_is_waited_for(), "{:?}", began.elapsed());
+        let began = Instant::now();
+        for n in 6..36 {
+            assert!(matches!(write(n).await, Err(StoreError::Full { .. })));
+        }
+        assert!(began.elapsed() < patience::LONGEST / 2, "{:?} for 30", began.elapsed());
+        assert!(store.room_is_waited_for(), "the plugin is to let go what it can");
+        drop(leases.pop());
+        write(4).await.unwrap();
     }
 }

@@ -12,6 +12,7 @@ use super::backing::{self, Backing};
 use super::fault::{DiskFaultKind, Faults};
 use super::held::Held;
 use super::index::{Index, IndexError};
+use super::patience::Patience;
 use super::slot::Slots;
 use super::{Class, DatasetSlot, Observer, Store, StoreError, commit, small, verify};
 
@@ -69,6 +70,7 @@ impl Store {
             classes: RwLock::new(Arc::new(|_| Class::Owned)),
             hits: AtomicU64::new(0),
             held: Held::default(),
+            patience: Patience::default(),
             capacity: AtomicU64::new(capacity),
             draining: AtomicBool::new(false),
             observer,

@@ -56,7 +56,6 @@ impl Store {
             }
             written => written,
         }
-        .inspect(|()| self.faults.mended(object.id, chunk))
         .inspect_err(|error| self.faults.report_write(error))
     }
 
