@@ -28,15 +28,13 @@ struct State {
     credit: f64,
     /// How often the limit was halved. What a request that was sent before the last time says is of the overload that is known already.
     overloads: u64,
-    /// Most turns at once since the last overload: if that is less than `limit`, it was too much already.
-    peak: usize,
 }
 
-/// Permission for one request. Ends when dropped.
+/// Permission for one request, until it is given back or dropped.
 #[derive(Debug)]
 pub struct Turn {
     limiter: Arc<Limiter>,
-    permit: Option<OwnedSemaphorePermit>,
+    permit: Mutex<Option<OwnedSemaphorePermit>>,
     /// [`State::overloads`] when the turn was taken.
     overloads: u64,
 }
@@ -58,7 +56,7 @@ impl Limiter {
     }
 
     fn new() -> Self {
-        let state = State { limit: MOST, surplus: 0, credit: 0.0, overloads: 0, peak: 0 };
+        let state = State { limit: MOST, surplus: 0, credit: 0.0, overloads: 0 };
         Self { turns: Arc::new(Semaphore::new(MOST)), state: Mutex::new(state) }
     }
 
@@ -75,19 +73,35 @@ impl Limiter {
     }
 
     fn taken(self: &Arc<Self>, permit: Option<OwnedSemaphorePermit>) -> Turn {
-        let mut state = self.state.lock();
-        state.peak = state.peak.max(self.under_way(&state));
-        Turn { limiter: Arc::clone(self), permit, overloads: state.overloads }
-    }
-
-    fn under_way(&self, state: &State) -> usize {
-        (state.limit + state.surplus).saturating_sub(self.turns.available_permits())
+        let overloads = self.state.lock().overloads;
+        Turn { limiter: Arc::clone(self), permit: Mutex::new(permit), overloads }
     }
 }
 
 impl Turn {
     /// The request was answered well.
-    pub fn succeeded(self) {
+    pub fn succeeded(&self) {
+        self.raise();
+        self.give_back();
+    }
+
+    /// The endpoint said that it has too much to do.
+    pub fn overloaded(&self) {
+        self.halve();
+        self.give_back();
+    }
+
+    /// Lets the next request go, also while this one goes on: what is stuck keeps nobody waiting.
+    pub fn give_back(&self) {
+        let Some(permit) = self.permit.lock().take() else { return };
+        let mut state = self.limiter.state.lock();
+        if state.surplus > 0 {
+            state.surplus -= 1;
+            permit.forget();
+        }
+    }
+
+    fn raise(&self) {
         let mut state = self.limiter.state.lock();
         if state.limit >= MOST || self.overloads != state.overloads {
             return;
@@ -104,16 +118,14 @@ impl Turn {
         }
     }
 
-    /// The endpoint said that it has too much to do.
-    pub fn overloaded(self) {
+    fn halve(&self) {
         let mut state = self.limiter.state.lock();
         if self.overloads != state.overloads {
             return;
         }
         state.overloads += 1;
         state.credit = 0.0;
-        let limit = (state.limit.min(state.peak) / 2).max(FEWEST);
-        state.peak = 0;
+        let limit = (state.limit / 2).max(FEWEST);
         let fewer = state.limit - limit;
         state.limit = limit;
         state.surplus += fewer - self.limiter.turns.forget_permits(fewer);
@@ -123,13 +135,7 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let mut state = self.limiter.state.lock();
-        if state.surplus > 0
-            && let Some(permit) = self.permit.take()
-        {
-            state.surplus -= 1;
-            permit.forget();
-        }
+        self.give_back();
     }
 }
 
@@ -151,7 +157,7 @@ mod tests {
     fn refused(limiter: &Arc<Limiter>) -> usize {
         let turns = all_now(limiter);
         let count = turns.len();
-        turns.into_iter().for_each(Turn::overloaded);
+        turns.iter().for_each(Turn::overloaded);
         count
     }
 
@@ -189,26 +195,29 @@ mod tests {
     }
 
     #[test]
-    fn what_was_under_way_is_halved_and_not_what_was_allowed() {
-        let limiter = Arc::new(Limiter::new());
-        let turns: Vec<_> = (0..72).filter_map(|_| limiter.try_turn()).collect();
-        turns.into_iter().for_each(Turn::overloaded);
-        assert_eq!(limit(&limiter), 36);
-        // One that is refused while little is under way doesn't undo what was possible just before.
-        assert_eq!(answered(&limiter), 36);
-        limiter.try_turn().unwrap().overloaded();
-        assert_eq!(limit(&limiter), 18);
-    }
-
-    #[test]
     fn what_was_sent_before_an_overload_says_nothing_after_it() {
         let limiter = Arc::new(Limiter::new());
         let mut turns = all_now(&limiter);
         turns.pop().unwrap().overloaded();
-        turns.drain(100..).for_each(Turn::overloaded);
-        turns.into_iter().for_each(Turn::succeeded);
+        let (good, bad) = turns.split_at(100);
+        bad.iter().for_each(Turn::overloaded);
+        good.iter().for_each(Turn::succeeded);
         assert_eq!(limit(&limiter), MOST / 2);
         assert_eq!(all_now(&limiter).len(), MOST / 2);
+    }
+
+    #[test]
+    fn what_is_stuck_gives_its_turn_to_the_next_and_only_once() {
+        let limiter = Arc::new(Limiter::new());
+        while refused(&limiter) > FEWEST {}
+        let stuck = all_now(&limiter);
+        let mut next = Box::pin(limiter.turn());
+        assert!(next.as_mut().now_or_never().is_none());
+        stuck[0].give_back();
+        let next = next.now_or_never().expect("a turn is free");
+        assert!(limiter.try_turn().is_none());
+        drop((next, stuck));
+        assert_eq!(all_now(&limiter).len(), FEWEST);
     }
 
     #[test]

@@ -171,7 +171,7 @@ impl SourceSlot {
         let turn = self.limiter.turn().await;
         let (began, progress) = (Instant::now(), Progress::default());
         let mut look_at = began + self.hedger.lock().begin(range.length);
-        let first = within(turn, attempt::read(&counted, object, range, &progress, buffers, hold));
+        let first = within(&turn, attempt::read(&counted, object, range, &progress, buffers, hold));
         tokio::pin!(first);
         let result = loop {
             tokio::select! {
@@ -179,7 +179,7 @@ impl SourceSlot {
                 result = &mut first => break result,
                 () = sleep_until(look_at) => {}
             }
-            let turn = match self.look(range.length, began.elapsed(), progress.received()) {
+            let turn = match self.look(&turn, range.length, began.elapsed(), progress.received()) {
                 Late::LookAgain(age) => {
                     look_at = began + age;
                     continue;
@@ -189,7 +189,7 @@ impl SourceSlot {
             // Only what is free right now: nobody else waits longer because of a second request.
             let hold = || async { hold().now_or_never().flatten() };
             let progress = Progress::default();
-            let second = within(turn, attempt::read(&counted, object, range, &progress, buffers, hold));
+            let second = within(&turn, attempt::read(&counted, object, range, &progress, buffers, hold));
             tokio::pin!(second);
             let (result, won) = first_good(first, second).await;
             let counters = &self.counters;
@@ -202,15 +202,23 @@ impl SourceSlot {
         result
     }
 
-    /// Whether a request that is so old and has brought so much gets a second one beside it.
-    fn look(&self, length: u64, age: Duration, received: u64) -> Late {
+    /// Whether a request that is so old and has brought so much gets a second one beside it. If it may, it is no longer one of those that are under
+    /// way at once: where only few may be, some that are stuck would keep all others waiting.
+    fn look(&self, turn: &Turn, length: u64, age: Duration, received: u64) -> Late {
         let mut hedger = self.hedger.lock();
         match hedger.look(length, age, received) {
             Verdict::LookAgain(age) => Late::LookAgain(age),
-            Verdict::Hedge => match self.limiter.try_turn() {
-                Some(turn) if hedger.spend(length) => Late::Hedge(turn),
-                _ => Late::LookAgain(age * 2),
-            },
+            Verdict::Hedge => {
+                turn.give_back();
+                match self.limiter.try_turn() {
+                    Some(turn) if hedger.spend(length) => {
+                        // It may be stuck as well; that these are few is seen to by what may be spent.
+                        turn.give_back();
+                        Late::Hedge(turn)
+                    }
+                    _ => Late::LookAgain(age * 2),
+                }
+            }
         }
     }
 
@@ -248,12 +256,12 @@ impl SourceSlot {
 }
 
 /// A request that has its turn. What its answer says of the endpoint's load decides how many turns there are after it.
-async fn within<T>(turn: Turn, request: impl Future<Output = Result<T, SourceError>>) -> Result<T, SourceError> {
+async fn within<T>(turn: &Turn, request: impl Future<Output = Result<T, SourceError>>) -> Result<T, SourceError> {
     let result = request.await;
     match &result {
         Ok(_) => turn.succeeded(),
         Err(error) if error.is_overload() => turn.overloaded(),
-        Err(_) => {}
+        Err(_) => turn.give_back(),
     }
     result
 }
