@@ -369,7 +369,7 @@ impl<W: World> Fetcher<W> {
         match &kept {
             Ok(()) => {}
             Err(error) if self.not_kept.is_due() => {
-                tracing::warn!(id = %object.stored.id, %error, "a chunk could not be kept, perhaps others too; readers get it from memory");
+                tracing::warn!(id = %object.stored.id, %error, "a chunk could not be kept, and perhaps others");
             }
             Err(error) => tracing::debug!(id = %object.stored.id, %error, "a chunk could not be kept"),
         }

@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn an_overload_halves_what_is_under_way_and_a_round_of_good_answers_raises_it_by_one() {
+    fn an_overload_halves_what_may_be_under_way_and_a_round_of_good_answers_raises_it_by_one() {
         let limiter = Arc::new(Limiter::new());
         assert_eq!(refused(&limiter), MOST);
         // Many refusals of one overload are one.
