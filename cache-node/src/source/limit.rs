@@ -7,8 +7,10 @@ use std::sync::{Arc, LazyLock, Weak};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Most requests of this process to one endpoint.
+/// Most requests of this process to one endpoint at once, without those that are late.
 const MOST: usize = 256;
+/// Most late ones beside them: an endpoint that takes requests and never answers gets no more than both together.
+const MOST_LATE: usize = 256;
 /// Fewest, however overloaded it is.
 const FEWEST: usize = 4;
 
@@ -16,6 +18,7 @@ const FEWEST: usize = 4;
 #[derive(Debug)]
 pub struct Limiter {
     turns: Arc<Semaphore>,
+    late: Arc<Semaphore>,
     state: Mutex<State>,
 }
 
@@ -34,9 +37,17 @@ struct State {
 #[derive(Debug)]
 pub struct Turn {
     limiter: Arc<Limiter>,
-    permit: Mutex<Option<OwnedSemaphorePermit>>,
+    holds: Mutex<Holds>,
     /// [`State::overloads`] when the turn was taken.
     overloads: u64,
+}
+
+/// What a request keeps others from having.
+#[derive(Debug)]
+enum Holds {
+    Turn(OwnedSemaphorePermit),
+    Late { _place: OwnedSemaphorePermit },
+    Nothing,
 }
 
 /// One limiter for each endpoint, whatever Datasets read from it: the server sees one client.
@@ -57,24 +68,26 @@ impl Limiter {
 
     fn new() -> Self {
         let state = State { limit: MOST, surplus: 0, credit: 0.0, overloads: 0 };
-        Self { turns: Arc::new(Semaphore::new(MOST)), state: Mutex::new(state) }
+        let [turns, late] = [MOST, MOST_LATE].map(|permits| Arc::new(Semaphore::new(permits)));
+        Self { turns, late, state: Mutex::new(state) }
     }
 
     /// Waits for a turn.
     pub async fn turn(self: &Arc<Self>) -> Turn {
         // Never closed.
-        self.taken(Arc::clone(&self.turns).acquire_owned().await.ok())
+        let permit = Arc::clone(&self.turns).acquire_owned().await;
+        self.taken(permit.map_or(Holds::Nothing, Holds::Turn))
     }
 
     /// A turn if there is one right now.
     pub fn try_turn(self: &Arc<Self>) -> Option<Turn> {
         let permit = Arc::clone(&self.turns).try_acquire_owned().ok()?;
-        Some(self.taken(Some(permit)))
+        Some(self.taken(Holds::Turn(permit)))
     }
 
-    fn taken(self: &Arc<Self>, permit: Option<OwnedSemaphorePermit>) -> Turn {
+    fn taken(self: &Arc<Self>, holds: Holds) -> Turn {
         let overloads = self.state.lock().overloads;
-        Turn { limiter: Arc::clone(self), permit: Mutex::new(permit), overloads }
+        Turn { limiter: Arc::clone(self), holds: Mutex::new(holds), overloads }
     }
 }
 
@@ -91,9 +104,24 @@ impl Turn {
         self.give_back();
     }
 
-    /// Lets the next request go, also while this one goes on: what is stuck keeps nobody waiting.
+    /// The request has ended: lets the next one go.
     pub fn give_back(&self) {
-        let Some(permit) = self.permit.lock().take() else { return };
+        self.hold(Holds::Nothing);
+    }
+
+    /// The request is late: lets the next one go while this one goes on, so that what is stuck keeps nobody waiting. False when too many are
+    /// late already: it keeps its turn then.
+    pub fn step_aside(&self) -> bool {
+        if matches!(*self.holds.lock(), Holds::Late { .. }) {
+            return true;
+        }
+        let Ok(permit) = Arc::clone(&self.limiter.late).try_acquire_owned() else { return false };
+        self.hold(Holds::Late { _place: permit });
+        true
+    }
+
+    fn hold(&self, next: Holds) {
+        let Holds::Turn(permit) = std::mem::replace(&mut *self.holds.lock(), next) else { return };
         let mut state = self.limiter.state.lock();
         if state.surplus > 0 {
             state.surplus -= 1;
@@ -213,11 +241,27 @@ mod tests {
         let stuck = all_now(&limiter);
         let mut next = Box::pin(limiter.turn());
         assert!(next.as_mut().now_or_never().is_none());
-        stuck[0].give_back();
+        assert!(stuck[0].step_aside() && stuck[0].step_aside());
         let next = next.now_or_never().expect("a turn is free");
         assert!(limiter.try_turn().is_none());
         drop((next, stuck));
         assert_eq!(all_now(&limiter).len(), FEWEST);
+    }
+
+    #[test]
+    fn an_endpoint_that_never_answers_gets_no_more_than_so_many() {
+        let limiter = Arc::new(Limiter::new());
+        let mut stuck = Vec::new();
+        while let Some(turn) = limiter.try_turn() {
+            turn.step_aside();
+            stuck.push(turn);
+        }
+        assert_eq!(stuck.len(), MOST + MOST_LATE);
+        assert!(!stuck[stuck.len() - 1].step_aside(), "it keeps its turn");
+        // What ends makes place for others again, late or not.
+        stuck.remove(0);
+        assert!(stuck[stuck.len() - 1].step_aside());
+        assert!(limiter.try_turn().is_some());
     }
 
     #[test]

@@ -209,13 +209,10 @@ impl SourceSlot {
         match hedger.look(length, age, received) {
             Verdict::LookAgain(age) => Late::LookAgain(age),
             Verdict::Hedge => {
-                turn.give_back();
+                turn.step_aside();
                 match self.limiter.try_turn() {
-                    Some(turn) if hedger.spend(length) => {
-                        // It may be stuck as well; that these are few is seen to by what may be spent.
-                        turn.give_back();
-                        Late::Hedge(turn)
-                    }
+                    // It may be stuck as well.
+                    Some(turn) if turn.step_aside() && hedger.spend(length) => Late::Hedge(turn),
                     _ => Late::LookAgain(age * 2),
                 }
             }

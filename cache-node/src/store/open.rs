@@ -64,9 +64,6 @@ impl Store {
                 (matches!(slot.body, Body::Complete), slot.verified, slot.bytes() > 0)
             })
         };
-        if has_bytes {
-            self.touch(&id);
-        }
         let Some(found) = self.backing.open(&id).map_err(failed)? else {
             if has_bytes {
                 self.lose_file(&id, lease.generation, false);
@@ -89,6 +86,10 @@ impl Store {
         }
         let complete = self.is_whole(&id);
         let copy = self.memory.get().filter(|_| complete).and_then(|memory| memory.open_copy(&id));
+        if has_bytes {
+            // Last: this use may bring a copy into memory, which is for the next one.
+            self.touch(&id);
+        }
         Ok(Some(Opened { complete, lease, file: copy.unwrap_or(found.file) }))
     }
 
