@@ -8,8 +8,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use forebay_csi::broker::Broker;
-use forebay_protocol::broker::{FromDaemon, FromPlugin, Hello, Registrar, Serving, from_daemon, from_plugin};
+use forebay_csi::broker::{Broker, NotServed};
+use forebay_protocol::broker::{FromDaemon, FromPlugin, Hello, Registrar, Serving, Status, from_daemon, from_plugin};
 use forebay_protocol::fdsocket::FdSocket;
 use support::Scratch;
 
@@ -63,6 +63,71 @@ async fn the_session_is_given_to_who_says_hello_and_to_nobody_who_does_not() {
     let (message, fds) = answer(&daemon, soon).await.unwrap();
     assert!(matches!(message.message, Some(from_plugin::Message::Serve(_))), "{message:?}");
     assert_eq!(fds.len(), 1);
+}
+
+/// A daemon that serves the session, as the broker knows.
+async fn serving_daemon(broker: &Broker, path: &Path) -> FdSocket {
+    let daemon = FdSocket::connect(path).await.unwrap();
+    daemon.send(&tell(from_daemon::Message::Hello(Hello::default())), &[]).await.unwrap();
+    let (message, _) = answer(&daemon, Duration::from_secs(10)).await.unwrap();
+    assert!(matches!(message.message, Some(from_plugin::Message::Serve(_))), "{message:?}");
+    let serving = Serving { session: "0:41-a".to_owned() };
+    daemon.send(&tell(from_daemon::Message::Serving(serving)), &[]).await.unwrap();
+    // When it has an answer it has read what came before.
+    let asks = async { know_all(&daemon, question(&daemon).await).await };
+    let (status, ()) = tokio::join!(broker.ask(Duration::from_secs(10)), asks);
+    status.unwrap();
+    daemon
+}
+
+/// The number of the question that comes next.
+async fn question(daemon: &FdSocket) -> u64 {
+    match answer(daemon, Duration::from_secs(10)).await.unwrap().0.message {
+        Some(from_plugin::Message::Ask(ask)) => ask.number,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The number of the question that comes after a catalog.
+async fn question_after_a_catalog(daemon: &FdSocket) -> u64 {
+    let (message, _) = answer(daemon, Duration::from_secs(10)).await.unwrap();
+    assert!(matches!(message.message, Some(from_plugin::Message::Mounted(_))), "{message:?}");
+    question(daemon).await
+}
+
+async fn know_all(daemon: &FdSocket, number: u64) {
+    let status = Status { number, ..Status::default() };
+    daemon.send(&tell(from_daemon::Message::Status(status)), &[]).await.unwrap();
+}
+
+/// Whoever opened a file before that would be told that there is none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_catalog_is_served_when_all_that_serve_have_taken_note_of_it() {
+    let scratch = Scratch::new();
+    let (broker, path) = broker(&scratch).await;
+    let patience = Duration::from_secs(30);
+    let (one, two) = (serving_daemon(&broker, &path).await, serving_daemon(&broker, &path).await);
+    let (table, _writer) = rustix::pipe::pipe().unwrap();
+    broker.mounted("uid", "catalog", table, None, Path::new("node.sock"), Vec::new());
+    let mut served = tokio::spawn({
+        let broker = broker.clone();
+        async move { broker.wait_served(patience).await }
+    });
+    let number = question_after_a_catalog(&one).await;
+    know_all(&one, number).await;
+    question_after_a_catalog(&two).await;
+    let too_soon = tokio::time::timeout(Duration::from_millis(300), &mut served).await;
+    assert!(too_soon.is_err(), "the second daemon has not taken note of it: {too_soon:?}");
+    // It takes up no opens any more.
+    drop(two);
+    served.await.unwrap().unwrap();
+
+    // One that takes up requests and is stuck in what it was told serves nothing new.
+    let stuck = broker.wait_served(Duration::from_millis(300)).await;
+    assert_eq!(stuck, Err(NotServed::NotYet));
+    drop(one);
+    support::until("it is gone", || broker.standing().daemons == 0).await;
+    assert_eq!(broker.wait_served(Duration::from_millis(300)).await, Err(NotServed::NoDaemon));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -95,7 +95,7 @@ impl Shared {
                             let asked = self.state().asked.remove(&status.number);
                             if let Some(asked) = asked {
                                 // Who has lost patience needs no answer.
-                                let _ = asked.send(status);
+                                let _ = asked.answer.send(status);
                             }
                         }
                         (Some(from_daemon::Message::RequestLog(log)), Some(fd)) if is_log(&fd) => {
@@ -138,6 +138,7 @@ impl Drop for Entry {
     fn drop(&mut self) {
         let mut state = self.shared.state();
         state.daemons.retain(|daemon| daemon.number != self.number);
+        state.asked.retain(|_, question| question.daemon != self.number);
         self.shared.publish(&state);
     }
 }

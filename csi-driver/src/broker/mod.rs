@@ -13,9 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use forebay_fuse::passthrough::OpenTable;
-use forebay_protocol::broker::{Ask, Status, Stop, Tree, Unmounted, from_plugin};
+use forebay_protocol::broker::{Status, Stop, Tree, Unmounted, from_plugin};
 use forebay_protocol::fdsocket::FdListener;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::metrics::{Metrics, SessionEvent};
@@ -170,15 +170,27 @@ impl Broker {
         }
     }
 
-    /// Waits until a daemon serves the session.
+    /// Waits until a daemon serves the session, and with it all catalogs that were named before: an open that comes first would fail.
     pub async fn wait_served(&self, patience: Duration) -> Result<(), NotServed> {
-        let session = self.state().session.name().map(ToOwned::to_owned);
-        let mut serving = self.shared.serving.subscribe();
-        let served = serving.wait_for(|serving| session.is_some() && *serving == session);
-        match tokio::time::timeout(patience, served).await {
-            Ok(Ok(_)) => Ok(()),
+        match tokio::time::timeout(patience, self.served()).await {
+            Ok(()) => Ok(()),
             _ if self.state().daemons.is_empty() => Err(NotServed::NoDaemon),
             _ => Err(NotServed::NotYet),
+        }
+    }
+
+    async fn served(&self) {
+        let session = self.state().session.name().map(ToOwned::to_owned);
+        let mut serving = self.shared.serving.subscribe();
+        loop {
+            // An error would mean that we are gone ourselves.
+            let _ = serving.wait_for(|serving| session.is_some() && *serving == session).await;
+            // Any of those that serve may take up the open.
+            let answers = self.state().ask(|daemon| daemon.serving == session);
+            // One that has gone meanwhile takes up nothing more.
+            if futures::future::join_all(answers).await.iter().any(Result::is_ok) {
+                return;
+            }
         }
     }
 
@@ -189,19 +201,13 @@ impl Broker {
 
     /// Asks the daemon, if one is connected, how it is; none when it does not answer in time.
     pub async fn ask(&self, patience: Duration) -> Option<Status> {
-        let (sender, answer) = oneshot::channel();
-        let number = {
+        let answer = {
             let mut state = self.state();
-            state.next_question += 1;
-            let number = state.next_question;
             // Of two, as in a rolling update, the later one.
-            state.daemons.last()?.outbox.send((from_plugin::Message::Ask(Ask { number }), Vec::new())).ok()?;
-            state.asked.insert(number, sender);
-            number
+            let last = state.daemons.last()?.number;
+            state.ask(|daemon| daemon.number == last).pop()?
         };
-        let status = tokio::time::timeout(patience, answer).await;
-        self.state().asked.remove(&number);
-        status.ok()?.ok()
+        tokio::time::timeout(patience, answer).await.ok()?.ok()
     }
 
     /// What there is now.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use forebay_fuse::SessionFiles;
 use forebay_fuse::passthrough::OpenTable;
-use forebay_protocol::broker::{Hello, Mounted, Serve, Status, Stop, Tree, from_plugin};
+use forebay_protocol::broker::{Ask, Hello, Mounted, Serve, Status, Stop, Tree, from_plugin};
 use rustix::fs::FileType;
 use tokio::sync::{mpsc, oneshot};
 
@@ -26,7 +26,14 @@ pub(super) struct State {
     pub(super) metrics: Metrics,
     pub(super) next_question: u64,
     /// Who waits for a daemon's word, by the question's number.
-    pub(super) asked: HashMap<u64, oneshot::Sender<Status>>,
+    pub(super) asked: HashMap<u64, Question>,
+}
+
+/// What a daemon was asked.
+#[derive(Debug)]
+pub(super) struct Question {
+    pub(super) daemon: u64,
+    pub(super) answer: oneshot::Sender<Status>,
 }
 
 /// The object FUSE's session.
@@ -117,6 +124,22 @@ impl State {
             // One that is going away is told when it comes back.
             let _ = daemon.outbox.send((message.clone(), fds.to_owned()));
         }
+    }
+
+    /// Asks some daemons how they are. Each answers when it is done with what it was told before; the answer fails when it goes.
+    pub(super) fn ask(&mut self, whom: impl Fn(&Daemon) -> bool) -> Vec<oneshot::Receiver<Status>> {
+        // Who asked has lost patience.
+        self.asked.retain(|_, question| !question.answer.is_closed());
+        let mut answers = Vec::new();
+        for daemon in self.daemons.iter().filter(|daemon| whom(daemon)) {
+            let (answer, status) = oneshot::channel();
+            self.next_question += 1;
+            let ask = from_plugin::Message::Ask(Ask { number: self.next_question });
+            let _ = daemon.outbox.send((ask, Vec::new()));
+            self.asked.insert(self.next_question, Question { daemon: daemon.number, answer });
+            answers.push(status);
+        }
+        answers
     }
 
     /// Gives a session to all daemons.

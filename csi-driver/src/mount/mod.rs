@@ -160,22 +160,6 @@ fn clone(source: &Path, path: &Path) -> Result<OwnedFd, MountError> {
     Ok(tree)
 }
 
-/// Shows the tree at `source` at `target`, as soon as there is something of that name: its server is told of it by another way, and may be a
-/// moment behind.
-pub fn bind_when_there(source: &Path, target: &Path, patience: Duration) -> Result<(), MountError> {
-    let since = Instant::now();
-    loop {
-        match bind(source, Path::new(""), target) {
-            Err(MountError::System { source: error, .. })
-                if error.kind() == io::ErrorKind::NotFound && since.elapsed() < patience =>
-            {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            other => return other,
-        }
-    }
-}
-
 /// Takes away whatever is mounted at `path`, all of it if mounts are stacked; nothing mounted is fine. A mount that stays busy is detached:
 /// gone from the tree at once, and for its users when they end.
 pub fn unmount(path: &Path) -> Result<(), MountError> {

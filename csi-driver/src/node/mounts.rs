@@ -21,7 +21,7 @@ use super::error::{NodeError, blocking, file_error};
 use crate::mount::{self, mountinfo};
 use crate::volumes::{Shown, Volume, read_json, remove_if_there, write_json};
 
-/// How long staging waits for a daemon to serve the object FUSE.
+/// How long staging waits for a daemon to serve the object FUSE, and with it the volume's catalog.
 const DAEMON_PATIENCE: Duration = Duration::from_secs(15);
 
 /// A folder to mount from or over.
@@ -64,7 +64,7 @@ impl Shared {
                 Shown::Overlay => node.mount_overlay(&volume),
                 Shown::Tree { slot } => {
                     let folder = node.paths.object_fuse().join(tree_folder(slot.unwrap_or_default()));
-                    Ok(mount::bind_when_there(&folder, &volume.staging_path, DAEMON_PATIENCE)?)
+                    Ok(mount::bind(&folder, Path::new(""), &volume.staging_path)?)
                 }
             }
         })

@@ -192,7 +192,9 @@ impl Shared {
         let partial = dataset.cache.partial().join(file.id.relative_path());
         if !partial.exists() {
             std::fs::create_dir_all(partial.parent().unwrap()).unwrap();
-            StdFile::create(&partial).unwrap().set_len(file.size).unwrap();
+            // Another call may just have made it, and filled some of it.
+            let made = StdFile::options().write(true).create(true).truncate(false).open(&partial).unwrap();
+            made.set_len(file.size).unwrap();
         }
         (partial, false)
     }
