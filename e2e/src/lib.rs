@@ -5,6 +5,7 @@
 pub mod cgroup;
 pub mod cluster;
 pub mod command;
+pub mod content;
 pub mod control_plane;
 pub mod daemon;
 pub mod data;

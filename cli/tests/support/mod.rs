@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use forebay_csi::mode::Wanted;
 use forebay_csi::mount::kernel::MissingFeature;
 use forebay_csi::mount::mountinfo;
+use forebay_e2e::content;
 use forebay_e2e::skipped::kernel_lacks;
 use program::Mode;
 use sha2::{Digest as _, Sha256};
@@ -134,15 +135,9 @@ pub fn wait_for(what: &str, patience: Duration, condition: impl FnMut() -> bool)
     }
 }
 
-/// Bytes that are different in each file and place, from a seed.
+/// What a file holds, from a seed.
 pub fn bytes(seed: u64, length: usize) -> Vec<u8> {
-    let words = (0..length.div_ceil(8) as u64).map(|word| {
-        let mixed = (word ^ (seed << 40)).wrapping_add(seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        mixed ^ (mixed >> 29)
-    });
-    let mut bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
-    bytes.truncate(length);
-    bytes
+    content::bytes(seed, 0, length)
 }
 
 /// sha256 of every file by its path below `root`; folders have none.

@@ -20,6 +20,7 @@ use forebay_catalog::{
 };
 use forebay_csi::mode::Wanted;
 use forebay_csi::mount;
+use forebay_e2e::content;
 use forebay_e2e::skipped::kernel_lacks;
 use forebay_protocol::layout::CacheLayout;
 pub use map::mapped;
@@ -220,14 +221,6 @@ impl File {
     /// What the file holds there: never zeros in a row, different in each file and place.
     pub fn bytes(&self, offset: u64, length: usize) -> Vec<u8> {
         let seed = u64::from_le_bytes(self.id.as_bytes()[..8].try_into().unwrap());
-        let mut bytes = Vec::with_capacity(length + 8);
-        let mut word = offset / 8;
-        while bytes.len() < length + 8 {
-            let mixed = (word ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            bytes.extend_from_slice(&(mixed ^ (mixed >> 29) | 1 << 40).to_le_bytes());
-            word += 1;
-        }
-        let skip = (offset % 8) as usize;
-        bytes[skip..skip + length].to_vec()
+        content::bytes(seed, offset, length)
     }
 }
