@@ -11,11 +11,11 @@ use crate::common::process::NodeProcess;
 use crate::common::{config, content, dataset, free_address, wait_for};
 
 const UID: &str = "d1";
-const FILES: usize = 20_000;
+const FILES: usize = 12_000;
 const PER_FOLDER: usize = 500;
 const SIZE: usize = 4096;
 /// What the source takes for each request.
-const LATENCY: Duration = Duration::from_millis(20);
+const LATENCY: Duration = Duration::from_millis(34);
 /// That many requests are to be under way at once.
 const AT_ONCE: usize = 64;
 
