@@ -65,18 +65,12 @@ async fn the_session_is_given_to_who_says_hello_and_to_nobody_who_does_not() {
     assert_eq!(fds.len(), 1);
 }
 
-/// A daemon that serves the session, as the broker knows.
-async fn serving_daemon(broker: &Broker, path: &Path) -> FdSocket {
+/// A daemon that was given the session.
+async fn daemon(path: &Path) -> FdSocket {
     let daemon = FdSocket::connect(path).await.unwrap();
     daemon.send(&tell(from_daemon::Message::Hello(Hello::default())), &[]).await.unwrap();
     let (message, _) = answer(&daemon, Duration::from_secs(10)).await.unwrap();
     assert!(matches!(message.message, Some(from_plugin::Message::Serve(_))), "{message:?}");
-    let serving = Serving { session: "0:41-a".to_owned() };
-    daemon.send(&tell(from_daemon::Message::Serving(serving)), &[]).await.unwrap();
-    // When it has an answer it has read what came before.
-    let asks = async { know_all(&daemon, question(&daemon).await).await };
-    let (status, ()) = tokio::join!(broker.ask(Duration::from_secs(10)), asks);
-    status.unwrap();
     daemon
 }
 
@@ -102,16 +96,19 @@ async fn know_all(daemon: &FdSocket, number: u64) {
 
 /// Whoever opened a file before that would be told that there is none.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_catalog_is_served_when_all_that_serve_have_taken_note_of_it() {
+async fn a_catalog_is_served_when_all_daemons_have_taken_note_of_it() {
     let scratch = Scratch::new();
     let (broker, path) = broker(&scratch).await;
     let patience = Duration::from_secs(30);
-    let (one, two) = (serving_daemon(&broker, &path).await, serving_daemon(&broker, &path).await);
+    // The second has begun to serve and not come to say so.
+    let (one, two) = (daemon(&path).await, daemon(&path).await);
+    let serving = Serving { session: "0:41-a".to_owned() };
+    one.send(&tell(from_daemon::Message::Serving(serving)), &[]).await.unwrap();
     let (table, _writer) = rustix::pipe::pipe().unwrap();
     broker.mounted("uid", "catalog", table, None, Path::new("node.sock"), Vec::new());
     let mut served = tokio::spawn({
         let broker = broker.clone();
-        async move { broker.wait_served(patience).await }
+        async move { broker.wait_catalogs(patience).await }
     });
     let number = question_after_a_catalog(&one).await;
     know_all(&one, number).await;
@@ -123,11 +120,12 @@ async fn a_catalog_is_served_when_all_that_serve_have_taken_note_of_it() {
     served.await.unwrap().unwrap();
 
     // One that takes up requests and is stuck in what it was told serves nothing new.
-    let stuck = broker.wait_served(Duration::from_millis(300)).await;
+    let stuck = broker.wait_catalogs(Duration::from_millis(300)).await;
     assert_eq!(stuck, Err(NotServed::NotYet));
+    broker.wait_served(patience).await.expect("it has the session all the same");
     drop(one);
     support::until("it is gone", || broker.standing().daemons == 0).await;
-    assert_eq!(broker.wait_served(Duration::from_millis(300)).await, Err(NotServed::NoDaemon));
+    assert_eq!(broker.wait_catalogs(Duration::from_millis(300)).await, Err(NotServed::NoDaemon));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -170,9 +170,18 @@ impl Broker {
         }
     }
 
-    /// Waits until a daemon serves the session, and with it all catalogs that were named before: an open that comes first would fail.
+    /// Waits until a daemon serves the session.
     pub async fn wait_served(&self, patience: Duration) -> Result<(), NotServed> {
-        match tokio::time::timeout(patience, self.served()).await {
+        self.within(patience, self.served()).await
+    }
+
+    /// Waits until all catalogs that were named before are served too: an open that comes first would fail.
+    pub async fn wait_catalogs(&self, patience: Duration) -> Result<(), NotServed> {
+        self.within(patience, self.catalogs_served()).await
+    }
+
+    async fn within(&self, patience: Duration, served: impl Future<Output = ()>) -> Result<(), NotServed> {
+        match tokio::time::timeout(patience, served).await {
             Ok(()) => Ok(()),
             _ if self.state().daemons.is_empty() => Err(NotServed::NoDaemon),
             _ => Err(NotServed::NotYet),
@@ -182,11 +191,15 @@ impl Broker {
     async fn served(&self) {
         let session = self.state().session.name().map(ToOwned::to_owned);
         let mut serving = self.shared.serving.subscribe();
+        // An error would mean that we are gone ourselves.
+        let _ = serving.wait_for(|serving| session.is_some() && *serving == session).await;
+    }
+
+    async fn catalogs_served(&self) {
         loop {
-            // An error would mean that we are gone ourselves.
-            let _ = serving.wait_for(|serving| session.is_some() && *serving == session).await;
-            // Any of those that serve may take up the open.
-            let answers = self.state().ask(|daemon| daemon.serving == session);
+            self.served().await;
+            // Also those that have not said yet that they serve: any of them may take up the open.
+            let answers = self.state().ask(|_| true);
             // One that has gone meanwhile takes up nothing more.
             if futures::future::join_all(answers).await.iter().any(Result::is_ok) {
                 return;

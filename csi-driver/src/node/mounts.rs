@@ -53,7 +53,7 @@ impl Shared {
             }
             self.announce(&volume)?;
         }
-        self.broker.wait_served(DAEMON_PATIENCE).await?;
+        self.broker.wait_catalogs(DAEMON_PATIENCE).await?;
         self.record(&volume)?;
         let node = Arc::clone(&self);
         blocking(move || {
